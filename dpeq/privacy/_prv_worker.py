@@ -39,7 +39,7 @@ Profile = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 
 
 def choose_eps_error(precision: float, scale: float, domain: float, steps: int, delta_error: float) -> float:
-    """Error allowed in epsilon: ``precision`` times ``scale`` (a bound on epsilon), larger where the grid gets too long.
+    """Error allowed in epsilon: ``precision`` times ``scale`` (a bound on epsilon), more where the grid gets too long.
 
     ``domain`` is the half-width of the grid; its mesh is eps_error / sqrt(steps / 2 * log(12 / delta_error))
     (Gopi, Lee, Wutschitz 2021, arXiv 2106.02848, Theorem 5.5).

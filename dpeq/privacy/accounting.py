@@ -121,7 +121,7 @@ class _Worker:
 
 
 class _Session:
-    """The child processes of one span of work; within it a role that hung, or a question that failed, is not retried."""
+    """The child processes of one span of work; a role that hung, or a question that failed, is not retried in it."""
 
     def __init__(self) -> None:
         self.depth = 0

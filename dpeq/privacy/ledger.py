@@ -1,9 +1,9 @@
 """The ledger: what a training has spent, written durably before it is spent.
 
-One JSON object per line, in canonical form. ``prev`` is the SHA-256 of the line before (64 zeros on the first), ``check``
-the SHA-256 of the entry without ``check``: an edited, removed or swapped line is found and named. A chain cannot show
-that whole lines were cut from its *end*; the report therefore quotes :attr:`Ledger.head`. Each entry is fsync'd before
-the call returns, so a crash can only over-count: a spend may lack its step, never a step its spend.
+One JSON object per line, in canonical form. ``prev`` is the SHA-256 of the line before (64 zeros on the first) and
+``check`` the SHA-256 of the entry without ``check``: an edited, removed or swapped line is found and named. A chain
+cannot show that whole lines were cut from its *end*; the report therefore quotes :attr:`Ledger.head`. Each entry is
+fsync'd before the call returns, so a crash can only over-count: a spend may lack its step, never a step its spend.
 """
 
 from __future__ import annotations

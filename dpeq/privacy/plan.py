@@ -225,7 +225,7 @@ def calibrate(
     if math.isinf(epsilon):
         return checked
     q, T, delta = checked.sample_rate, checked.steps, checked.delta
-    with accounting.session("prv", "opacus", "pld"):
+    with accounting.session("prv", "opacus"):
         sigma = _find_sigma(epsilon, q, T, delta)
         spent, accountant, note = accounting.upper_bound(q, sigma, T, delta)
         if not spent <= epsilon:
