@@ -12,20 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
-import os
-import select
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-import dpeq
-from dpeq.errors import ConfigError, DpeqError
+from dpeq.errors import ConfigError
+from dpeq.privacy._session import AccountingError, ask, session
 
 if TYPE_CHECKING:
     from dpeq.privacy.plan import PrivacyPlan
@@ -46,20 +38,11 @@ __all__ = [
     "upper_bound",
 ]
 
-TIMEOUT_S = 60.0
-"""Seconds one answer of one accountant may take before its process is killed (the first includes its imports)."""
-
 PRECISION, CURVE_PRECISION = 1e-3, 5e-3
 """Error in epsilon granted to the PRV accountants, as a fraction of epsilon; the upper bound has it added."""
 
 DELTA_FLOOR = 1e-10
 """mu speaks for every epsilon at which the mechanism's delta is at least this (see :func:`gdp_mu`)."""
-
-_COMMAND: tuple[str, ...] = (sys.executable, "-m", "dpeq.privacy._prv_worker")
-
-
-class AccountingError(DpeqError):
-    """An accountant raised, timed out, or gave an answer that contradicts itself."""
 
 
 class Bounds(NamedTuple):
@@ -68,126 +51,6 @@ class Bounds(NamedTuple):
     lower: float
     estimate: float
     upper: float
-
-
-class _Worker:
-    """One child process and its line-by-line JSON channel."""
-
-    def __init__(self, role: str) -> None:
-        self.role = role
-        self._buffer = b""
-        self._process = subprocess.Popen(
-            [*_COMMAND, role],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            cwd=Path(dpeq.__file__).resolve().parent.parent,  # `-m` finds dpeq here, installed or not
-            start_new_session=True,  # Ctrl-C belongs to the parent, which then closes its children itself
-        )
-
-    def ask(self, op: str, args: dict[str, Any], timeout: float) -> Any:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        deadline = time.monotonic() + timeout
-        try:
-            stdin.write(json.dumps({"op": op, "args": args}).encode() + b"\n")
-        except OSError as error:
-            raise AccountingError(f"its process could not be reached ({error.strerror})") from error
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError(f"no answer within {timeout:g} seconds")
-            chunk = os.read(stdout.fileno(), 65536)
-            if not chunk:
-                raise AccountingError("its process ended without an answer")
-            self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        try:
-            reply = json.loads(line)
-        except ValueError as error:
-            raise AccountingError("its answer is not JSON") from error
-        if "error" in reply:
-            raise AccountingError(str(reply["error"]).rstrip("."))
-        return reply["value"]
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-
-
-class _Session:
-    """The child processes of one span of work; a role that hung, or a question that failed, is not retried in it."""
-
-    def __init__(self) -> None:
-        self.depth = 0
-        self.pid = os.getpid()
-        self._workers: dict[str, _Worker] = {}
-        self._refused: dict[str, str] = {}
-        self._failed: dict[str, str] = {}
-
-    def start(self, role: str) -> _Worker:
-        if role not in self._workers:
-            self._workers[role] = _Worker(role)
-        return self._workers[role]
-
-    def ask(self, role: str, op: str, args: dict[str, Any]) -> Any:
-        question = json.dumps([role, op, args])
-        known = self._refused.get(role) or self._failed.get(question)
-        if known is not None:
-            raise AccountingError(known)
-        try:
-            return self.start(role).ask(op, args, TIMEOUT_S)
-        except TimeoutError as error:
-            self._refused[role] = str(error)
-            raise AccountingError(str(error)) from error
-        except AccountingError as error:
-            self._failed[question] = str(error)
-            raise
-        finally:
-            # After anything but a clean answer or a clean refusal the channel may hold a stale line: start afresh.
-            worker = self._workers.get(role)
-            if worker is not None and (role in self._refused or worker._process.poll() is not None):
-                self._workers.pop(role).close()
-
-    def close(self) -> None:
-        while self._workers:
-            self._workers.popitem()[1].close()
-
-
-_lock = threading.RLock()
-_current: list[_Session] = []
-
-
-@contextlib.contextmanager
-def session(*warm: str) -> Iterator[None]:
-    """Keeps the accountants' processes alive for several questions; ``warm`` roles ("prv", "opacus", "pld") start now.
-
-    Re-entrant. At the end of the outermost session every process is killed and reaped. One thread at a time.
-    """
-    with _lock:
-        if not _current or _current[-1].pid != os.getpid():  # after a fork the parent's channels are not ours
-            _current.append(_Session())
-        active = _current[-1]
-        active.depth += 1
-        try:
-            for role in warm:
-                active.start(role)
-            yield
-        finally:
-            active.depth -= 1
-            if active.depth == 0:
-                _current.remove(active)
-                active.close()
-
-
-def _ask(role: str, op: str, **args: Any) -> Any:
-    with session():
-        return _current[-1].ask(role, op, args)
 
 
 def _check(q: float, sigma: float, steps: int, delta: float) -> None:
@@ -221,7 +84,7 @@ def _prv_many(
     q: float, sigma: float, steps: Sequence[int], max_steps: int, delta: float, precision: float = PRECISION
 ) -> list[Bounds]:
     args = {"q": q, "sigma": sigma, "steps": list(steps), "max_steps": max_steps, "delta": delta}
-    value = _ask("prv", "prv", precision=precision, **args)
+    value = ask("prv", "prv", precision=precision, **args)
     result = []
     for lower, estimate, upper in value["bounds"]:
         _agree(lower, estimate, upper, value["rdp"])
@@ -233,7 +96,7 @@ def _opacus_prv_many(
     q: float, sigma: float, steps: Sequence[int], max_steps: int, delta: float, precision: float = PRECISION
 ) -> list[float]:
     args = {"q": q, "sigma": sigma, "steps": list(steps), "max_steps": max_steps, "delta": delta}
-    value = _ask("opacus", "prv", precision=precision, **args)
+    value = ask("opacus", "prv", precision=precision, **args)
     for upper in value["upper"]:  # Opacus gives the upper bound alone; its lower one lies some 2 errors below
         _agree(upper - 3 * value["eps_error"], upper, upper, value["rdp"])
     return [float(upper) for upper in value["upper"]]
@@ -243,8 +106,8 @@ def _opacus_prv_many(
 def epsilon_prv(q: float, sigma: float, T: int, delta: float) -> Bounds:
     """prv-accountant's sound bounds on epsilon.
 
-    Raises :class:`AccountingError` when it raises, takes longer than :data:`TIMEOUT_S`, or gives bounds that are not
-    finite, not ordered, or above the Renyi bound; :class:`ConfigError` for impossible arguments.
+    Raises :class:`AccountingError` when it raises, takes longer than the time-out of 60 seconds, or gives bounds that
+    are not finite, not ordered, or above the Renyi bound; :class:`ConfigError` for impossible arguments.
     """
     _check(q, sigma, T, delta)
     trivial = _trivial(sigma, T)
@@ -269,7 +132,7 @@ def epsilon_rdp(q: float, sigma: float, T: int, delta: float) -> float:
     """
     _check(q, sigma, T, delta)
     trivial = _trivial(sigma, T)
-    return float(_ask("opacus", "rdp", q=q, sigma=sigma, steps=[T], delta=delta)[0]) if trivial is None else trivial
+    return float(ask("opacus", "rdp", q=q, sigma=sigma, steps=[T], delta=delta)[0]) if trivial is None else trivial
 
 
 def upper_bound(q: float, sigma: float, T: int, delta: float) -> tuple[float, str, str | None]:
@@ -301,7 +164,7 @@ def starting_sigma(q: float, T: int, delta: float, epsilon: float) -> float:
     _check(q, 0.0, T, delta)
     for role in ("prv", "opacus"):
         with contextlib.suppress(AccountingError):  # the second role answers for the first; neither is said below
-            return float(_ask(role, "sigma", q=q, steps=T, delta=delta, epsilon=epsilon))
+            return float(ask(role, "sigma", q=q, steps=T, delta=delta, epsilon=epsilon))
     raise AccountingError(f"No noise multiplier was found for epsilon {epsilon}; ask for a larger epsilon.")
 
 
@@ -309,7 +172,7 @@ def starting_sigma(q: float, T: int, delta: float, epsilon: float) -> float:
 def _pld(q: float, sigma: float, T: int, delta: float) -> tuple[float, float | None]:
     scale = upper_bound(q, sigma, T, delta)[0]
     floor = min(DELTA_FLOOR, delta / 10)
-    value = _ask("pld", "pld", q=q, sigma=sigma, steps=T, delta=delta, scale=scale, floor=floor)
+    value = ask("pld", "pld", q=q, sigma=sigma, steps=T, delta=delta, scale=scale, floor=floor)
     epsilon, mu = float(value["epsilon"]), value["mu"]
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise AccountingError(f"dp-accounting gave epsilon {epsilon}")
@@ -369,7 +232,7 @@ def epsilon_curve(plan: PrivacyPlan, points: int = 25) -> list[tuple[int, float]
         elif plan.accountant == "opacus_prv":
             values = _opacus_prv_many(q, sigma, steps, plan.steps, delta, CURVE_PRECISION)
         else:
-            values = [float(x) for x in _ask("opacus", "rdp", q=q, sigma=sigma, steps=steps, delta=delta)]
+            values = [float(x) for x in ask("opacus", "rdp", q=q, sigma=sigma, steps=steps, delta=delta)]
     except AccountingError as error:
         raise AccountingError(
             f"The plan's accountant {plan.accountant!r} gave no epsilon curve ({error}); make the plan anew here."

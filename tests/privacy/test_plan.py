@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpeq.errors import ConfigError
-from dpeq.privacy import accounting
+from dpeq.privacy import _session, accounting
 from dpeq.privacy.plan import PrivacyPlan, calibrate
 
 SETTING = {
@@ -165,8 +165,8 @@ def test_an_invalid_field_is_refused_in_one_sentence_that_names_it(field, value)
     ],
 )
 def test_calibrate_refuses_before_it_computes(changes, word, monkeypatch):
-    monkeypatch.setattr(accounting, "_COMMAND", ("/nonexistent",))
-    monkeypatch.setattr(accounting, "_current", [])
+    monkeypatch.setattr(_session, "_COMMAND", ("/nonexistent",))
+    monkeypatch.setattr(_session, "_current", [])
     with pytest.raises(ConfigError, match=word):
         calibrate(**{**SETTING, **changes})
 
