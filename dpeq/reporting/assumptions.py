@@ -1,0 +1,194 @@
+"""What the guarantee rests on, what it does not cover, and what about this very run needs a reader's attention."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dpeq.reporting.guarantee import Spent
+from dpeq.reporting.rundir import RunDirectory
+
+__all__ = ["list_assumptions"]
+
+Kind = Literal["attention", "assumption", "not_covered"]
+
+
+def list_assumptions(source: RunDirectory, loss: Spent) -> list[dict[str, str]]:
+    """Entries ``{"kind", "title", "text"}``, the ones that need attention first."""
+    entries = [*_attention(source, loss), *(_assumptions(source) if source.plan.private else ()), *_not_covered(source)]
+    return [{"kind": kind, "title": title, "text": text} for kind, title, text in entries]
+
+
+def _attention(source: RunDirectory, loss: Spent) -> list[tuple[Kind, str, str]]:
+    plan, run = source.plan, source.run
+    found: list[tuple[str, str]] = []
+    if not plan.private:
+        found.append(
+            ("No guarantee", "No noise was added. The model may repeat details of single patients; do not release it.")
+        )
+    if run["rng"] == "seeded" and plan.private:
+        found.append(
+            (
+                "Noise from a fixed seed",
+                "Sampling and noise came from a seeded generator. Whoever knows or guesses the seed can subtract the "
+                "noise, so this run is for experiments only; train again with the operating system's randomness "
+                "before releasing a model.",
+            )
+        )
+    if run["log_private_metrics"]:
+        found.append(
+            (
+                "Private quantities were logged",
+                "Training loss, gradient norms or similar values computed from the private data were written to the "
+                "log. The guarantee does not cover them: keep the log inside the house.",
+            )
+        )
+    if loss.note:
+        found.append(("Accountant", loss.note))
+    if run.get("stopped"):
+        found.append(("Stopped early", f"Training ended before its last step: {run['stopped']}."))
+    if plan.private and not loss.complete:
+        found.append(
+            (
+                "Fewer steps than planned",
+                f"The ledger shows {loss.steps:,} of {plan.steps:,} steps. The guarantee is stated for the steps that "
+                "were spent. It holds only if the run is not resumed; resuming spends more.",
+            )
+        )
+    if source.ledger.torn:
+        found.append(
+            (
+                "Torn last line in the ledger",
+                f"{source.ledger.torn} Lines are written before the step they announce, so no step can have been "
+                "taken without one; all other lines are intact.",
+            )
+        )
+    most = run["data"].get("max_images_per_unit")
+    if plan.unit == "image" and isinstance(most, int) and most > 1:
+        found.append(
+            (
+                "One image is protected, not one patient",
+                f"A single unit holds up to {most} images. Somebody with k images in the data is protected k times "
+                "less (epsilon grows about k-fold); choose the patient as the unit to protect persons.",
+            )
+        )
+    test = source.metrics["test"]
+    counts = run["data"].get("counts", {}).get("test", {})
+    if counts.get("units") and counts.get("images", 0) > counts["units"]:
+        found.append(
+            (
+                "Intervals may be too narrow",
+                f"The {counts['images']:,} test images come from {counts['units']:,} patients; the intervals treat "
+                "images as independent.",
+            )
+        )
+    if test.get("absent_classes"):
+        found.append(
+            (
+                "Classes without a test case",
+                f"Nothing is known about the model's answers for {', '.join(test['absent_classes'])}: the test set "
+                "has no such case.",
+            )
+        )
+    if any(test[key]["low"] == test[key]["high"] for key in ("auc", "accuracy")):
+        found.append(
+            (
+                "An interval has collapsed",
+                "A score of exactly 0 or 1 leaves nothing to resample, so its interval looks certain and is not.",
+            )
+        )
+    found.extend(("Warning of the run", str(text)) for text in run["warnings"])
+    return [("attention", title, text) for title, text in found]
+
+
+def _assumptions(source: RunDirectory) -> list[tuple[Kind, str, str]]:
+    plan, data = source.plan, source.run["data"]
+    found = [
+        (
+            "The data holder is trusted",
+            "Central model: raw images stay with the institution that trains. The guarantee limits what leaves with "
+            "the model, not what happens to the images themselves.",
+        ),
+        (
+            "Public constants",
+            f"Sampling rate {plan.sample_rate:.4g}, batch normaliser {plan.expected_batch_size:,}, steps, clipping "
+            f"norm and δ were fixed before the first step, from the published number of training {plan.unit}s "
+            f"({plan.public_units:,}); none of them was derived from the data.",
+        ),
+        (
+            "Poisson sampling",
+            f"Every {plan.unit} enters every step independently with the sampling rate. The accountant assumes exactly "
+            "this and the data loader does exactly this; batches are not shuffled epochs.",
+        ),
+        (
+            "Fixed preprocessing",
+            "Images were prepared one by one, with their own statistics or with fixed windows. No mean, histogram or "
+            "vocabulary of the data set entered the network.",
+        ),
+    ]
+    if plan.unit == "patient":
+        most = data.get("max_images_per_unit")
+        among = f" (at most {most} in this data set)" if isinstance(most, int) else ""
+        found.append(
+            (
+                "Records are joined correctly",
+                f"All images of one patient{among} carry the same pseudonym and are clipped as one contribution. A "
+                "patient who appears under two pseudonyms counts as two and is protected half as well.",
+            )
+        )
+    else:
+        found.append(
+            (
+                "One image, one contribution",
+                "The same picture does not appear twice. Duplicates, and several pictures of one person, each count "
+                "on their own and weaken the protection of that person.",
+            )
+        )
+    found.append(
+        (
+            "Faithful arithmetic and chance",
+            "The proof is about real numbers and true chance. The program uses floating-point numbers and PyTorch's "
+            "generator, which is not a cryptographic one; attacks on either (Mironov, CCS 2012) are outside the "
+            "guarantee.",
+        )
+    )
+    return [("assumption", title, text) for title, text in found]
+
+
+def _not_covered(source: RunDirectory) -> list[tuple[Kind, str, str]]:
+    found = [
+        (
+            "Validation and test images",
+            "They took no part in training, and the scores in this report were computed from them without noise.",
+        ),
+        (
+            "Burned-in text and identifiers",
+            "Names or dates printed into pixels are not removed by training with noise; de-identify the images first.",
+        ),
+        (
+            "Fairness between groups",
+            "This report does not break scores down by sex, age, site or device. Noise and clipping can cost small "
+            "groups more than large ones.",
+        ),
+        (
+            "Fitness for clinical use",
+            "Scores on one test set are no clinical validation, and this report is no approval as a medical device.",
+        ),
+    ]
+    if source.plan.private:
+        found[1:1] = [
+            (
+                "Choosing hyper-parameters",
+                "Every further run on the same data costs privacy of its own. If settings were chosen by looking at "
+                "other runs, the true loss is higher than stated here.",
+            ),
+            (
+                "What is true of patients in general",
+                "If the model learns that a sign predicts a disease, it can say so about anybody, also about a person "
+                "whose images were never used. Differential privacy does not prevent this and is not meant to.",
+            ),
+            (
+                "Other releases from the same data",
+                "Losses add up over models, statistics and publications that use the same patients.",
+            ),
+        ]
+    return [("not_covered", title, text) for title, text in found]

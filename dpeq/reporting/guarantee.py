@@ -1,0 +1,114 @@
+"""The guarantee that was really spent, and what it means for somebody who attacks the model.
+
+Two bounds hold at once for the best test that tells "this unit was in the training set" from "it was not", with false
+alarm rate a and hit rate t:
+
+* (epsilon, delta)-DP: t <= min(e^eps a + delta, 1 - e^-eps (1 - delta - a)); Kairouz, Oh, Viswanath, ICML 2015
+* mu-Gaussian DP: t <= Phi(Phi^-1(a) + mu); Dong, Roth, Su, JRSS-B 2022
+
+so an attacker is held by the smaller of the two (mu dominates the privacy profile wherever its delta is at least 1e-10,
+see :func:`dpeq.privacy.accounting.gdp_mu`; the rates used here lie far inside that range). Their largest advantage
+t - a follows in closed form: (e^eps - 1 + 2 delta) / (e^eps + 1) and Phi(mu/2) - Phi(-mu/2); with even odds beforehand
+the best guess is right with probability (1 + advantage) / 2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.stats import norm
+
+from dpeq.privacy.accounting import mu_bound, upper_bound
+from dpeq.privacy.plan import PrivacyPlan
+from dpeq.reporting.numbers import round_up, scientific
+
+__all__ = ["FALSE_ALARMS", "Spent", "advantage", "attacker", "hit_rate", "spent", "statement"]
+
+FALSE_ALARMS = (0.001, 0.01, 0.1)  # the rates at which membership attacks are usually reported
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Privacy loss after ``steps`` of a plan: upper bounds, ``epsilon`` at the plan's delta and ``mu``."""
+
+    steps: int
+    epsilon: float
+    mu: float | None
+    accountant: str
+    note: str | None
+    complete: bool
+
+
+def spent(plan: PrivacyPlan, steps: int) -> Spent:
+    """What ``steps`` steps of ``plan`` have spent; recomputed by the accountant when fewer than the plan allows.
+
+    Never more than the whole plan costs: spending fewer steps cannot cost more, so the smaller of the two bounds holds.
+    """
+    complete = steps == plan.steps
+    if not plan.private:
+        return Spent(steps, math.inf, None, plan.accountant, plan.accountant_note, complete)
+    if complete:
+        return Spent(steps, plan.epsilon_spent, plan.mu, plan.accountant, plan.accountant_note, True)
+    if steps == 0:
+        return Spent(
+            0, 0.0, 0.0, plan.accountant, "No step was taken, so nothing of the data went into the model.", False
+        )
+    epsilon, name, note = upper_bound(plan.sample_rate, plan.noise_multiplier, steps, plan.delta)
+    mu = mu_bound(plan.sample_rate, plan.noise_multiplier, steps, plan.delta) if plan.mu is not None else None
+    mu = plan.mu if mu is None or plan.mu is None else min(mu, plan.mu)
+    if epsilon > plan.epsilon_spent:
+        return Spent(steps, plan.epsilon_spent, mu, plan.accountant, plan.accountant_note, False)
+    return Spent(steps, epsilon, mu, name, note, False)
+
+
+def advantage(epsilon: float, delta: float, mu: float | None) -> float:
+    """Largest hit rate minus false alarm rate of any membership test, in 0..1."""
+    bound = math.tanh(epsilon / 2.0) + 2.0 * delta / (math.exp(min(epsilon, 700.0)) + 1.0)
+    if mu is not None:
+        bound = min(bound, 2.0 * float(norm.cdf(mu / 2.0)) - 1.0)
+    return min(max(bound, 0.0), 1.0)
+
+
+def hit_rate(false_alarms: float, epsilon: float, delta: float, mu: float | None) -> float:
+    """Largest hit rate of any membership test that raises false alarms at the rate ``false_alarms``."""
+    bounds = [1.0, 1.0 - math.exp(-epsilon) * (1.0 - delta - false_alarms)]
+    if epsilon < 700.0:
+        bounds.append(math.exp(epsilon) * false_alarms + delta)
+    if mu is not None:
+        bounds.append(float(norm.cdf(norm.ppf(false_alarms) + mu)))
+    return min(bounds)
+
+
+def attacker(loss: Spent, delta: float) -> dict[str, Any] | None:
+    """The attacker's odds for the report; None when there is no guarantee to compute them from."""
+    if math.isinf(loss.epsilon):
+        return None
+    best = advantage(loss.epsilon, delta, loss.mu)
+    without_mu = advantage(loss.epsilon, delta, None)
+    return {
+        "prior": 0.5,
+        "advantage": best,
+        "best_guess": (1.0 + best) / 2.0,
+        "rests_on": "mu" if best < without_mu else "epsilon",
+        "hit_rates": [
+            {"false_alarms": rate, "hits": hit_rate(rate, loss.epsilon, delta, loss.mu)} for rate in FALSE_ALARMS
+        ],
+    }
+
+
+def statement(plan: PrivacyPlan, loss: Spent) -> str:
+    """The guarantee in one sentence."""
+    if not plan.private:
+        return (
+            "This model was trained WITHOUT differential privacy: nothing limits what it may reveal about any "
+            f"{plan.unit} it was trained on."
+        )
+    one = "one patient, with all images of that patient," if plan.unit == "patient" else "one image"
+    gaussian = f", and Gaussian differential privacy with μ = {round_up(loss.mu, 3)}" if loss.mu is not None else ""
+    return (
+        f"Training satisfies (ε, δ)-differential privacy with ε = {round_up(loss.epsilon, 2)} and "
+        f"δ = {scientific(plan.delta)}{gaussian}, for training sets that differ by adding or removing {one} "
+        "and for everything that training released: the final weights, their running average and every checkpoint."
+    )

@@ -1,0 +1,141 @@
+"""The report as data: everything the page shows and a program may want to check, in one dict with a schema."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from dpeq import __version__
+from dpeq.errors import DataError
+from dpeq.privacy.accounting import epsilon_curve
+from dpeq.reporting.assumptions import list_assumptions
+from dpeq.reporting.guarantee import Spent, attacker, spent, statement
+from dpeq.reporting.rundir import RunDirectory, read_run
+from dpeq.resources import asset
+
+__all__ = ["SCHEMA_VERSION", "build_report", "validate"]
+
+SCHEMA_VERSION = "1.0"
+_CURVE_POINTS = 25
+
+
+def build_report(run_dir: Path, *, companion: Path | None = None) -> dict[str, Any]:
+    """The report of the run in ``run_dir``; it satisfies ``privacy_reports/report.schema.json``.
+
+    ``companion`` is a run without privacy on the same data, whose scores stand beside this one's. The same files give
+    the same report. Raises :class:`DataError` when the run is incomplete, its ledger broken, its parts contradict each
+    other, or the companion is private or was tested on other data.
+    """
+    source = read_run(Path(run_dir))
+    plan, run = source.plan, source.run
+    loss = spent(plan, source.ledger.steps)
+    report: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "run": source.path.resolve().name,
+        "guarantee": _guarantee(source, loss),
+        "utility": {**source.metrics["test"], "weights": source.metrics["weights"], "split": "test"},
+        "validation": source.metrics.get("val"),
+        "companion": _companion(source, Path(companion)) if companion is not None else None,
+        "model": run["model"],
+        "plan": plan.to_dict(),
+        "ledger": {
+            "head": source.ledger.head,
+            "steps": source.ledger.steps,
+            "notes": source.ledger.notes,
+            "torn": source.ledger.torn,
+            "verified": True,
+        },
+        "data": run["data"],
+        "assumptions": list_assumptions(source, loss),
+        "epsilon_curve": [[step, eps] for step, eps in epsilon_curve(plan, _CURVE_POINTS)] if plan.private else [],
+        "resources": {
+            "seconds": run["seconds"],
+            "peak_memory_mib": run.get("peak_memory_mib"),
+            "device": run.get("device"),
+            "threads": run.get("threads"),
+            "platform": run.get("platform"),
+        },
+        "provenance": {
+            "command": run["command"],
+            "started": run["started"],
+            "stopped": run.get("stopped"),
+            "seed": run.get("seed"),
+            "rng": run["rng"],
+            "log_private_metrics": run["log_private_metrics"],
+            "dpeq": run.get("dpeq"),
+            "git": run.get("git"),
+            "versions": run["versions"],
+            "config_sha256": source.config_sha256,
+            "plan_sha256": plan.sha256,
+            "report_dpeq": __version__,
+        },
+    }
+    report = json.loads(json.dumps(report))  # tuples become lists, as they will be after writing
+    validate(report)
+    return report
+
+
+def validate(report: Any) -> None:
+    """Raises :class:`DataError`, naming the first place that breaks the schema."""
+    errors = sorted(_validator().iter_errors(report), key=lambda error: list(map(str, error.absolute_path)))
+    if errors:
+        place = "/".join(map(str, errors[0].absolute_path)) or "top level"
+        raise DataError(
+            f"The report breaks its schema at {place}: {errors[0].message[:300]}; build it again with dpeq."
+        )
+
+
+@cache
+def _validator() -> jsonschema.Draft202012Validator:
+    schema = json.loads(asset("privacy_reports", "report.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def _guarantee(source: RunDirectory, loss: Spent) -> dict[str, Any]:
+    plan = source.plan
+    return {
+        "private": plan.private,
+        "epsilon": loss.epsilon if plan.private else "inf",
+        "delta": plan.delta,
+        "mu": loss.mu,
+        "unit": plan.unit,
+        "neighbouring": plan.neighbouring,
+        "accountant": loss.accountant,
+        "accountant_note": loss.note,
+        "steps": loss.steps,
+        "complete": loss.complete,
+        "statement": statement(plan, loss),
+        "attacker": attacker(loss, plan.delta),
+    }
+
+
+def _companion(source: RunDirectory, path: Path) -> dict[str, Any]:
+    """Scores of a non-private run, after making sure that they can be compared with those of ``source``."""
+    other = read_run(path)
+    if other.plan.private:
+        raise DataError(f"The companion {path} was trained with privacy; name a run with epsilon inf.")
+    ours, theirs = source.run["data"], other.run["data"]
+    for key in ("name", "sha256", "classes"):
+        if ours.get(key) != theirs.get(key):
+            raise DataError(
+                f"The companion {path} was trained on other data ({key}: {theirs.get(key)!r} instead of "
+                f"{ours.get(key)!r}); train it on the same data."
+            )
+    if other.metrics["test"]["n"] != source.metrics["test"]["n"]:
+        raise DataError(f"The companion {path} was tested on another number of cases; evaluate both on one test set.")
+    keys = ("name", "group", "parameters", "norm", "fields", "restriction", "activation")
+    return {
+        "run": other.path.resolve().name,
+        "private": False,
+        "same_network": all(source.run["model"].get(key) == other.run["model"].get(key) for key in keys),
+        "model": other.run["model"],
+        "utility": {**other.metrics["test"], "weights": other.metrics["weights"], "split": "test"},
+        "steps": other.ledger.steps,
+        "command": other.run["command"],
+        "seconds": other.run["seconds"],
+    }

@@ -1,0 +1,158 @@
+"""A finished run as training leaves it, at true constants: the epsilons are what the accountants answer for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dpeq.evaluation.metrics import evaluate_predictions
+from dpeq.privacy.ledger import Ledger
+from dpeq.privacy.plan import PrivacyPlan
+
+PLAN = {
+    "epsilon_target": 8.0,
+    "delta": 1e-4,
+    "unit": "patient",
+    "sample_rate": 512 / 4708,
+    "steps": 400,
+    "expected_batch_size": 512,
+    "noise_multiplier": 1.3927,
+    "max_grad_norm": 1.0,
+    "public_units": 4708,
+    "views": 4,
+    "neighbouring": "add_remove_one_unit",
+    "sampling": "poisson",
+    "accountant": "prv",
+    "accountant_note": None,
+    "mu": 1.931135,
+    "epsilon": {
+        "prv_lower": 7.963468888658354,
+        "prv_estimate": 7.972795634955011,
+        "prv_upper": 7.982122878685905,
+        "opacus_prv": 7.976410787062567,
+        "pld": 7.9671761927169635,
+        "rdp": 8.800582582074297,
+    },
+}
+OPEN_PLAN = PLAN | {"epsilon_target": "inf", "noise_multiplier": 0.0, "accountant": "none", "mu": None, "epsilon": {}}
+
+
+def utility(shift: float = 2.2, *, seed: int = 0, n: int = 624) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(n) >= 0.375 * n).astype(int)
+    score = 1 / (1 + np.exp(-(rng.normal(size=n) + shift * (labels - 0.4))))
+    return evaluate_predictions(np.stack([1 - score, score], 1), labels, ("normal", "pneumonia"), n_bootstrap=200)
+
+
+def run_facts(plan: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "command": "dpeq train pipelines/pneumonia.yaml model.group=D4 privacy.epsilon=8",
+        "started": "2026-03-14T09:26:53+00:00",
+        "seconds": {"data": 2.1, "plan": 6.6, "train": 668.4, "evaluate": 3.2},
+        "peak_memory_mib": 1843.5,
+        "device": "cpu",
+        "threads": 2,
+        "seed": None,
+        "rng": "os",
+        "versions": {"python": "3.11.9", "torch": "2.13.0", "opacus": "1.6.0", "escnn": "1.0.11", "monai": "1.6.1"},
+        "dpeq": "0.1.0",
+        "git": "621f47864e4d4a7c9f3f1b4b4c1fbb1c2d9a0e57",
+        "platform": "Linux-6.1.0-x86_64",
+        "stopped": None,
+        "non_private": plan["epsilon_target"] == "inf",
+        "warnings": [],
+        "log_private_metrics": False,
+        "model": {
+            "name": "eqresnet9",
+            "group": "D4",
+            "parameters": 38207,
+            "norm": "equivariant group norm",
+            "norm_groups": 8,
+            "fields": [3, 6, 13, 13],
+            "restriction": None,
+            "activation": "mish",
+            "dim": 2,
+            "input_shape": [1, 28, 28],
+        },
+        "data": {
+            "name": "pneumoniamnist",
+            "title": "PneumoniaMNIST",
+            "card": {
+                "source": "Kermany et al. 2018, by way of MedMNIST v2",
+                "url": "medmnist.com",
+                "licence": "CC BY 4.0",
+                "modality": "chest X-ray",
+                "symmetries": {
+                    "laterality_matters": True,
+                    "isotropic": True,
+                    "orientation_matters": True,
+                    "note": "Chest X-rays are upright; reflections exchange the side of the heart.",
+                },
+                "citation": "Yang et al., Scientific Data 10:41 (2023)",
+            },
+            "sha256": "d69af8c9d6d4c2b9d0c6b5ad4d4c5d3f9f3e7d1a5a9b2c4e6f8091a2b3c4d5e6",
+            "unit": plan["unit"],
+            "classes": ["normal", "pneumonia"],
+            "counts": {
+                "train": {"images": 4708, "units": 4708},
+                "val": {"images": 524, "units": 524},
+                "test": {"images": 624, "units": 624},
+            },
+            "max_images_per_unit": 1,
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    def make(
+        *, plan: dict[str, Any] = PLAN, steps: int | None = None, metrics: dict[str, Any] | None = None, **changes: Any
+    ) -> Path:
+        """Writes a run; ``changes`` replace entries of run.json, or update them where both are dicts."""
+        folder = tmp_path_factory.mktemp("runs") / "pneumonia-d4-eps8"
+        folder.mkdir()
+        (folder / "config.yaml").write_text("model: {group: D4}\n")
+        frozen = PrivacyPlan.from_dict(plan)
+        frozen.write(folder / "plan.json")
+        with Ledger.create(folder / "ledger.jsonl", frozen) as ledger:
+            for step in range(1, (plan["steps"] if steps is None else steps) + 1):
+                ledger.spend(step)
+        run = run_facts(plan)
+        for key, value in changes.items():
+            run[key] = run[key] | value if isinstance(value, dict) else value
+        (folder / "run.json").write_text(json.dumps(run))
+        scores = metrics or {"weights": "ema", "test": utility(), "val": utility(seed=1, n=524)}
+        (folder / "metrics.json").write_text(json.dumps(scores))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def private_run(make_run: Callable[..., Path]) -> Path:
+    return make_run()
+
+
+@pytest.fixture(scope="session")
+def open_run(make_run: Callable[..., Path]) -> Path:
+    scores = {"weights": "ema", "test": utility(3.0, seed=3)}
+    return make_run(plan=OPEN_PLAN, metrics=scores, rng="seeded", seed=0)
+
+
+@pytest.fixture(scope="session")
+def report(private_run: Path, open_run: Path) -> dict[str, Any]:
+    from dpeq.reporting.model import build_report
+
+    return build_report(private_run, companion=open_run)
+
+
+@pytest.fixture(scope="session")
+def open_report(open_run: Path) -> dict[str, Any]:
+    from dpeq.reporting.model import build_report
+
+    return build_report(open_run)
