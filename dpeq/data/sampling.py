@@ -1,0 +1,57 @@
+"""Poisson sampling over privacy units, and the choice of each unit's images.
+
+The amplification by sampling that the accountant assumes holds for independent coins: every unit enters every step
+with probability ``sample_rate``, so the size of a batch is random, and it may be zero (Mironov, Talwar & Zhang 2019,
+arXiv 1908.10530). Shuffling, or drawing a size first, is another mechanism with another epsilon.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["UnitViews", "poisson_sample"]
+
+
+def poisson_sample(n_units: int, sample_rate: float, generator: torch.Generator | None) -> Tensor:
+    """Indices of the units in one step: each of ``n_units`` enters by its own coin of bias ``sample_rate``."""
+    if not 0 < sample_rate <= 1:
+        raise ValueError(f"sample_rate is {sample_rate}; use a probability in (0, 1].")
+    # float64: a 24-bit uniform would round a small public rate.
+    coins = torch.rand(n_units, generator=generator, dtype=torch.float64)
+    return torch.nonzero(coins < sample_rate).flatten()
+
+
+class UnitViews:
+    """Turns sampled units into rows of a batch: ``views`` images of each unit, in consecutive rows.
+
+    A unit with at least ``views`` images shows that many different ones, chosen at random; one with fewer shows each
+    of its images before any is repeated. A unit never fills more than its ``views`` rows, whatever it owns.
+
+    Args:
+        units: unit of each image, int64 ``[n_images]`` with values ``0 .. n_units - 1``.
+        n_units: number of units; each must own at least one image.
+        views: K, the rows of one unit.
+    """
+
+    def __init__(self, units: Tensor, n_units: int, views: int) -> None:
+        counts = torch.bincount(units, minlength=n_units)
+        if len(counts) != n_units or bool((counts == 0).any()):
+            raise ValueError("every unit must own at least one image.")
+        self.views, self.n_units = views, n_units
+        self._images = torch.argsort(units, stable=True)  # images, unit by unit
+        self._counts = counts
+        self._starts = torch.cumsum(counts, 0) - counts
+
+    def choose(self, sampled: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Image indices ``[len(sampled) * views]`` for the sampled units."""
+        if len(sampled) == 0:
+            return sampled.new_empty(0)
+        counts, starts = self._counts[sampled], self._starts[sampled]
+        widest = int(counts.max())
+        # Random keys, infinite beyond a unit's own images: the argsort is a random permutation of each unit's images.
+        keys = torch.rand(len(sampled), widest, generator=generator)
+        keys[torch.arange(widest) >= counts[:, None]] = torch.inf
+        order = keys.argsort(dim=1)
+        turn = torch.arange(self.views) % counts[:, None]
+        return self._images[starts[:, None] + order.gather(1, turn)].flatten()

@@ -1,0 +1,187 @@
+"""Per-unit gradients and their clipped, noised sum, on Opacus' parts.
+
+A *unit* is what the guarantee protects: an image, or a patient. It is shown as ``views`` consecutive rows of the batch
+(several images, or augmentations), whose gradients are averaged **before** clipping, so that a unit's influence on the
+sum is at most ``max_grad_norm`` however many views it has (De et al. 2022, arXiv 2204.13650, section 3).
+
+    theta <- step((1/B) * (sum_u clip_C(mean_k grad loss(view_uk)) + sigma * C * xi))
+
+All constants come from the :class:`~dpeq.privacy.plan.PrivacyPlan`; none is ever derived from the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from opacus.grad_sample import GradSampleModule, register_grad_sampler
+from opacus.optimizers import DPOptimizer
+from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
+from torch import Tensor, nn
+
+from dpeq.errors import ConfigError
+from dpeq.nn.norm import EquivariantGroupNorm, group_norm_per_unit_gradients
+from dpeq.nn.steerable import SteerableConv, steerable_conv_per_unit_gradients
+from dpeq.privacy.plan import PrivacyPlan
+
+__all__ = ["PlanOptimizer", "UnitGradSampleModule"]
+
+GradSampler = Callable[[nn.Module, list[Tensor], Tensor], dict[nn.Parameter, Tensor]]
+
+
+@register_grad_sampler(SteerableConv)  # type: ignore[untyped-decorator]
+def _sample_steerable_conv(
+    layer: SteerableConv, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    return steerable_conv_per_unit_gradients(layer, activations[0], backprops, getattr(layer, "views", 1))
+
+
+@register_grad_sampler(EquivariantGroupNorm)  # type: ignore[untyped-decorator]
+def _sample_group_norm(
+    layer: EquivariantGroupNorm, activations: list[Tensor], backprops: Tensor
+) -> dict[nn.Parameter, Tensor]:
+    return group_norm_per_unit_gradients(layer, activations[0], backprops, getattr(layer, "views", 1))
+
+
+_FOLDS_VIEWS = (SteerableConv, EquivariantGroupNorm)
+
+
+class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
+    """Opacus' hooks, with ``views`` consecutive rows of the batch folded into one per-unit gradient.
+
+    The loss must be *summed* over units and *averaged* over the views of each: ``grad_sample`` then is the gradient
+    of the unit's mean loss, ``[units, *parameter.shape]``.
+
+    Args:
+        module: a network of layers with registered grad samplers (Opacus' and dpeq's).
+        views: K, the rows of the batch that belong to one unit.
+
+    Raises:
+        ConfigError: when a trainable layer carries buffers (batch norm above all), which mix units, or when
+            ``views > 1`` and a trainable layer has no registered grad sampler.
+    """
+
+    def __init__(self, module: nn.Module, views: int = 1) -> None:
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                raise ConfigError(
+                    f"Layer '{name}' is a batch norm, which mixes patients; use group norm."
+                )
+            own = any(p.requires_grad for p in layer.parameters(recurse=False))
+            if own and views > 1 and type(layer) not in GradSampleModule.GRAD_SAMPLERS:
+                raise ConfigError(
+                    f"Layer '{name}' ({type(layer).__name__}) has no registered grad sampler, which views > 1 needs; "
+                    "register one with opacus.grad_sample.register_grad_sampler or set views to 1."
+                )
+        self.views = views
+        # Looked up through the instance by Opacus' hook: the same samplers, folded over views.
+        self.GRAD_SAMPLERS = {kind: self._folded(kind, f) for kind, f in GradSampleModule.GRAD_SAMPLERS.items()}
+        try:
+            super().__init__(module, loss_reduction="sum", strict=True)
+        except NotImplementedError as error:
+            raise ConfigError(f"The network has a layer that cannot be trained privately: {error}") from error
+        for layer in module.modules():
+            if isinstance(layer, _FOLDS_VIEWS):
+                layer.views = views  # type: ignore[assignment]
+            if isinstance(layer, SteerableConv) and layer.bias is not None:
+                # Without a bias nothing of a first layer would require grad and its hook would never fire.
+                layer.per_unit = True
+
+    def _folded(self, kind: type[nn.Module], sampler: GradSampler) -> GradSampler:
+        if kind in _FOLDS_VIEWS or self.views == 1:
+            return sampler
+
+        def fold(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+            rows = sampler(layer, activations, backprops)
+            return {p: g.view(-1, self.views, *p.shape).sum(dim=1) for p, g in rows.items()}
+
+        return fold
+
+    def rearrange_grad_samples(self, *, module: nn.Module, **kwargs: Any) -> tuple[Any, Tensor]:
+        activations, backprops = super().rearrange_grad_samples(module=module, **kwargs)
+        rows = activations[0].shape[0]
+        if rows % self.views:
+            raise RuntimeError(f"a batch of {rows} rows is not a whole number of units of {self.views} views.")
+        module.max_batch_len = rows // self.views  # the length of grad_sample, in units
+        return activations, backprops
+
+    def detach(self) -> nn.Module:
+        """Removes every hook and mark, and returns the plain network."""
+        self.cleanup()
+        for layer in self._module.modules():
+            if isinstance(layer, SteerableConv):
+                layer.per_unit = False
+        module: nn.Module = self._module
+        return module
+
+
+class PlanOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
+    """Opacus' optimiser under a plan: :meth:`accumulate` after every physical batch, :meth:`finish` once per step.
+
+    The sum of clipped gradients does not depend on how the logical batch was cut; the normaliser is the plan's public
+    ``expected_batch_size``; a step with no units at all still adds its noise and counts.
+
+    Args:
+        optimizer: any torch optimiser over the trainable parameters.
+        plan: gives sigma, C and B, together.
+        generator: source of the noise.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, plan: PrivacyPlan, generator: torch.Generator | None) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=plan.noise_multiplier,
+            max_grad_norm=plan.max_grad_norm,
+            expected_batch_size=plan.expected_batch_size,
+            loss_reduction="mean",
+            generator=generator,
+        )
+        self.plan = plan
+
+    def clip_and_accumulate(self) -> None:
+        """Adds ``sum_u clip_C(g_u)`` to ``summed_grad``; a unit whose gradient is not finite contributes zero.
+
+        Opacus would multiply such a gradient by a factor of zero, and zero times infinity poisons the whole sum.
+        """
+        samples = [self._get_flat_grad_sample(p) for p in self.params]
+        per_parameter = [
+            torch.linalg.vector_norm(g.flatten(1).to(p.dtype), dim=1) for p, g in zip(self.params, samples, strict=True)
+        ]
+        norms = torch.linalg.vector_norm(torch.stack(per_parameter), dim=0)
+        finite = norms.isfinite()
+        # min(1, C / norm), written so that it neither divides by zero nor needs a fudge in the denominator.
+        factor = torch.where(finite, self.max_grad_norm / norms.clamp(min=self.max_grad_norm), torch.zeros_like(norms))
+        all_finite = bool(finite.all())
+        for p, sample in zip(self.params, samples, strict=True):
+            _check_processed_flag(p.grad_sample)
+            flat = sample.flatten(1).to(p.dtype)
+            if not all_finite:
+                flat = torch.where(finite[:, None], flat, torch.zeros_like(flat))
+            clipped = (factor.to(p.dtype) @ flat).view_as(p)
+            p.summed_grad = clipped if p.summed_grad is None else p.summed_grad + clipped
+            _mark_as_processed(p.grad_sample)
+
+    def accumulate(self) -> None:
+        """Clips and sums the per-unit gradients of one physical batch, then frees them."""
+        self.clip_and_accumulate()
+        for p in self.params:
+            p.grad_sample = None
+            p.grad = None
+
+    def finish(self) -> None:
+        """Adds the noise, divides by B and steps; called exactly once per logical step, whatever was sampled."""
+        for p in self.params:
+            if p.summed_grad is None:
+                p.summed_grad = torch.zeros_like(p)
+        self.add_noise()
+        self.scale_grad()
+        self.original_optimizer.step()
+        for p in self.params:
+            p.summed_grad = None
+            p.grad = None
+
+    def scale_grad(self) -> None:
+        """Divides by the public expected batch size, however many physical batches or units there were."""
+        for p in self.params:
+            p.grad /= self.plan.expected_batch_size
