@@ -40,12 +40,12 @@ def signal(value: float, digits: int = 4) -> str:
 
 
 def scientific(value: float) -> str:
-    """1e-4 -> '1 × 10⁻⁴'; numbers of ordinary size stay as they are."""
-    if value == 0 or 0.01 <= abs(value) < 10_000:
-        return signal(value)
-    mantissa, exponent = f"{value:.2e}".split("e")
-    mantissa = mantissa.rstrip("0").rstrip(".")
-    return f"{mantissa}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    """A small probability such as delta, rounded up to three figures: 1e-4 -> '1 × 10⁻⁴', 0.05 -> '0.05'."""
+    if value <= 0 or value >= 0.01:
+        return f"{float(round_up(value, 4)):g}"
+    exponent = _exact(value).adjusted()
+    mantissa = _exact(value).scaleb(-exponent).quantize(Decimal("0.01"), ROUND_CEILING).normalize()
+    return f"{mantissa:f}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10{str(exponent).translate(_SUPERSCRIPT)}"
 
 
 def one_in(probability: float) -> str:

@@ -27,6 +27,7 @@ _RUN_KEYS = {
     "model": dict,
     "data": dict,
 }
+_SCORES = {"n", "classes", "auc", "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def read_run(path: Path) -> RunDirectory:
             raise DataError(
                 f"{path / 'run.json'} has no usable {key!r}; write the run again with this version of dpeq."
             )
-    if "test" not in metrics:
+    if "weights" not in metrics or not _SCORES <= set(metrics.get("test") or ()):
         raise DataError(f"{path / 'metrics.json'} holds no test scores; evaluate the run on its test split first.")
     if run["non_private"] == plan.private:
         raise DataError(

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import copy
+import json
+from itertools import pairwise
+
+import jsonschema
+import pytest
+
+from dpeq.errors import DataError
+from dpeq.reporting.model import build_report, validate
+from dpeq.resources import asset
+
+
+def test_report_satisfies_the_published_schema(report, open_report):
+    schema = json.loads(asset("privacy_reports", "report.schema.json").read_text())
+    for one in (report, open_report):
+        jsonschema.Draft202012Validator(schema).validate(one)
+        assert json.loads(json.dumps(one, allow_nan=False)) == one
+
+
+def test_contract_fields_carry_the_runs_numbers(report, private_run):
+    plan = json.loads((private_run / "plan.json").read_text())
+    guarantee = report["guarantee"]
+    assert guarantee["epsilon"] == plan["epsilon"]["prv_upper"]
+    assert {key: guarantee[key] for key in ("delta", "mu", "unit", "neighbouring", "accountant")} == {
+        key: plan[key] for key in ("delta", "mu", "unit", "neighbouring", "accountant")
+    }
+    assert report["plan"] == plan
+    assert report["ledger"]["steps"] == 400
+    metrics = json.loads((private_run / "metrics.json").read_text())
+    assert report["utility"]["auc"] == metrics["test"]["auc"]
+    assert report["validation"] == metrics["val"]
+    assert report["companion"]["utility"]["accuracy"]["value"] > report["utility"]["accuracy"]["value"]
+    assert report["companion"]["private"] is False
+    assert report["companion"]["same_network"] is True
+
+
+def test_curve_starts_at_nothing_and_ends_at_the_guarantee(report):
+    curve = report["epsilon_curve"]
+    assert curve[0] == [0, 0.0]
+    assert curve[-1] == [400, report["guarantee"]["epsilon"]]
+    assert all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(curve))
+
+
+def test_same_run_same_report(report, private_run, open_run):
+    assert build_report(private_run, companion=open_run) == report
+
+
+def test_a_stopped_run_states_the_loss_of_its_ledger(make_run, report):
+    stopped = build_report(make_run(steps=150, stopped="interrupted"))
+    assert stopped["guarantee"]["steps"] == 150
+    assert not stopped["guarantee"]["complete"]
+    assert stopped["guarantee"]["epsilon"] < report["guarantee"]["epsilon"]
+    assert {"Stopped early", "Fewer steps than planned"} <= titles(stopped)
+
+
+def test_points_that_need_attention_are_named_and_only_those(make_run, report):
+    assert not any(entry["kind"] == "attention" for entry in report["assumptions"])
+    run = make_run(rng="seeded", seed=3, log_private_metrics=True, warnings=["2 files were skipped"])
+    with (run / "ledger.jsonl").open("a") as ledger:
+        ledger.write('{"kind":"st')
+    found = titles(build_report(run))
+    assert {
+        "Noise from a fixed seed",
+        "Private quantities were logged",
+        "Warning of the run",
+        "Torn last line in the ledger",
+    } == found
+
+
+def test_image_unit_with_several_images_per_unit_warns(make_run):
+    plan = json.loads((make_run() / "plan.json").read_text()) | {"unit": "image"}
+    run = make_run(plan=plan, data={"unit": "image", "max_images_per_unit": 22})
+    assert "One image is protected, not one patient" in titles(build_report(run))
+
+
+def test_without_privacy_everything_says_so(open_report):
+    guarantee = open_report["guarantee"]
+    assert (guarantee["epsilon"], guarantee["private"], guarantee["mu"]) == ("inf", False, None)
+    assert open_report["epsilon_curve"] == []
+    assert "No guarantee" in titles(open_report)
+    assert not any(entry["kind"] == "assumption" for entry in open_report["assumptions"])
+
+
+def test_tampered_plan_is_refused(make_run):
+    run = make_run()
+    path = run / "plan.json"
+    path.write_text(path.read_text().replace('"noise_multiplier": 1.3927', '"noise_multiplier": 2.5'))
+    with pytest.raises(DataError, match="belongs to another plan"):
+        build_report(run)
+
+
+def test_tampered_ledger_is_refused(make_run):
+    run = make_run()
+    lines = (run / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (run / "ledger.jsonl").write_text("".join(lines[:100] + lines[101:]))
+    with pytest.raises(DataError, match="Line 101"):
+        build_report(run)
+
+
+def test_steps_beyond_the_plan_are_refused(make_run):
+    """A plan with fewer steps than its ledger: neither the plan nor the lines can be exchanged without notice."""
+    run, short = make_run(), make_run(steps=10)
+    plan = json.loads((run / "plan.json").read_text()) | {"steps": 10}
+    (short / "plan.json").write_text(json.dumps(plan))
+    (short / "ledger.jsonl").write_bytes((run / "ledger.jsonl").read_bytes())
+    with pytest.raises(DataError):
+        build_report(short)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "ledger.jsonl", "run.json", "metrics.json", "config.yaml"])
+def test_an_incomplete_run_is_refused_by_name(make_run, name):
+    run = make_run()
+    (run / name).unlink()
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        build_report(run)
+
+
+def test_broken_or_contradicting_run_files_are_refused(make_run, tmp_path):
+    run = make_run()
+    (run / "run.json").write_text("{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        build_report(run)
+    with pytest.raises(DataError, match="no test scores"):
+        build_report(make_run(metrics={"weights": "ema", "test": {}}))
+    with pytest.raises(DataError, match="disagree"):
+        build_report(make_run(non_private=True))
+    with pytest.raises(DataError, match="protects one image"):
+        build_report(make_run(data={"unit": "image"}))
+    with pytest.raises(DataError, match="no run directory"):
+        build_report(tmp_path / "missing")
+
+
+def test_companion_must_be_open_and_comparable(make_run, private_run, open_run):
+    with pytest.raises(DataError, match="with privacy"):
+        build_report(private_run, companion=make_run())
+    with pytest.raises(DataError, match="other data"):
+        build_report(make_run(data={"name": "mednist"}), companion=open_run)
+
+
+def test_schema_errors_name_the_place(report):
+    broken = copy.deepcopy(report)
+    broken["guarantee"]["epsilon"] = "inf"
+    with pytest.raises(DataError, match="guarantee"):
+        validate(broken)
+    del broken["guarantee"]
+    with pytest.raises(DataError, match="'guarantee' is a required property"):
+        validate(broken)
+
+
+def titles(report: dict) -> set[str]:
+    return {entry["title"] for entry in report["assumptions"] if entry["kind"] == "attention"}
