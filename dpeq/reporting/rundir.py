@@ -63,7 +63,7 @@ def read_run(path: Path) -> RunDirectory:
             raise DataError(
                 f"{path / 'run.json'} has no usable {key!r}; write the run again with this version of dpeq."
             )
-    if "weights" not in metrics or not _SCORES <= set(metrics.get("test") or ()):
+    if "weights" not in metrics or not _SCORES.issubset(metrics.get("test") or ()):
         raise DataError(f"{path / 'metrics.json'} holds no test scores; evaluate the run on its test split first.")
     if run["non_private"] == plan.private:
         raise DataError(
