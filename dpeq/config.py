@@ -1,0 +1,167 @@
+"""The typed configuration of a run: one YAML file, dotted overrides, validated in one place.
+
+>>> config = load_config("pneumoniamnist", ["privacy.epsilon=3"])
+>>> config.privacy.epsilon
+3.0
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dpeq.errors import ConfigError
+from dpeq.resources import room
+
+__all__ = ["RunConfig", "load_config", "write_config"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=True)]
+Triple = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+
+class DataConfig(_Section):
+    """What is read. ``card`` names a data set card; ``manifest`` an indexed folder, which replaces a download."""
+
+    card: str
+    root: Path | None = None
+    manifest: Path | None = None
+    unit: Literal["image", "patient"] | None = None  # default: the card's
+    spacing: tuple[float, float, float] | None = None  # mm, volumes only
+    size: Triple | None = None  # voxels, volumes only
+    window: tuple[float, float] | None = None  # HU, volumes only
+
+
+class ModelConfig(_Section):
+    """Which network. Everything but the name defaults to the preset's."""
+
+    name: str
+    group: str | None = None
+    restriction: Literal["none", "halved", "reflection", "invariant"] | None = None
+    fields: Triple | None = None
+    norm_groups: Triple | None = None
+
+
+class PrivacyConfig(_Section):
+    """Public constants of the guarantee; none may be derived from the private data."""
+
+    epsilon: Epsilon
+    delta: float = Field(gt=0, lt=1)
+    steps: int = Field(ge=1)
+    expected_batch_size: int = Field(ge=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    views: int = Field(default=1, ge=1)
+    sample_rate: float | None = Field(default=None, gt=0, le=1)
+    public_units: int | None = Field(default=None, ge=1)  # default: the number the card publishes
+
+
+class TrainingConfig(_Section):
+    """The optimiser and the machine."""
+
+    lr: float = Field(gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    decay_lr: bool = False
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    physical_units: int = Field(default=64, ge=1)
+    seed: int | None = Field(default=None, ge=0)  # None: keyed by the operating system
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+
+
+class EvaluationConfig(_Section):
+    """How the trained network is scored."""
+
+    weights: Literal["ema", "raw"] = "ema"
+    bootstrap: int = Field(default=1000, ge=100)
+
+
+class RunConfig(_Section):
+    """One run, whole."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: DataConfig
+    model: ModelConfig
+    privacy: PrivacyConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file, or a shipped recipe by name, and applies ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: one sentence that names the key or the file and the mend.
+    """
+    path = _find(source)
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"'{override}' is no override; write section.key=value, as in privacy.epsilon=3.")
+    try:
+        loaded = OmegaConf.load(path)
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} with its overrides is not valid YAML ({reason}); mend that line.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a configuration; it must hold sections such as data, model and privacy.")
+    return _validate({str(k): v for k, v in values.items()}, path)
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Writes the resolved configuration; reading it back gives an equal one."""
+    values = config.model_dump(mode="json")
+    if math.isinf(config.privacy.epsilon):
+        values["privacy"]["epsilon"] = "inf"
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    recipes = {p.stem: p for p in sorted(room("pipelines").glob("*.yaml"))}
+    if str(source) in recipes:
+        return recipes[str(source)]
+    raise ConfigError(f"There is no file '{source}' and no recipe of that name; the recipes are: {', '.join(recipes)}.")
+
+
+def _validate(values: dict[str, Any], path: Path) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, path)) from error
+
+
+def _sentence(error: ValidationError, path: Path) -> str:
+    """The first problem as one sentence: unknown keys first, because they explain the missing ones."""
+    problems = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the configuration"
+    if first["type"] == "extra_forbidden":
+        near = get_close_matches(str(first["loc"][-1]), _keys(first["loc"][:-1]), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"the keys are: {', '.join(_keys(first['loc'][:-1]))}."
+        return f"{where} in {path} is not a known key; {hint}"
+    if first["type"] == "missing":
+        return f"{where} is missing in {path}; add it."
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{where} is {first['input']!r} in {path}; {message}."
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        model = model.model_fields[str(part)].annotation
+    return list(model.model_fields)

@@ -1,0 +1,111 @@
+"""Data set cards: what a data set is, where it comes from, and what may be assumed of it."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dpeq.errors import ConfigError
+from dpeq.resources import room
+
+__all__ = ["Card", "Symmetries", "VolumeSettings", "card_names", "load_card"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Symmetries(_Part):
+    """What is known of the symmetry of the images; it decides which groups are sound."""
+
+    laterality_matters: bool
+    isotropic: bool
+    orientation_matters: bool
+    note: str
+
+
+Edge = Annotated[int, Field(ge=4)]
+Millimetres = Annotated[float, Field(gt=0)]
+
+
+class VolumeSettings(_Part):
+    """Fixed, public preprocessing of volumes: spacing in mm, size in voxels (x, y, z), window in HU."""
+
+    spacing: tuple[Millimetres, Millimetres, Millimetres]
+    size: tuple[Edge, Edge, Edge]
+    window: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _window_is_an_interval(self) -> VolumeSettings:
+        if self.window[0] >= self.window[1]:
+            raise ValueError(f"window {list(self.window)} is empty; give the lower end first")
+        return self
+
+
+class GeneratorOptions(_Part):
+    """Arguments of a generated data set."""
+
+    patients: int = Field(ge=8)
+    seed: int = Field(ge=0)
+
+
+class Card(_Part):
+    """One data set. ``public_units`` is the published number of training units that a plan may rest on."""
+
+    name: str
+    title: str
+    kind: Literal["medmnist", "dicom"]
+    source: str
+    licence: str
+    citation: str
+    modality: str
+    dim: Literal[2, 3]
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    unit: Literal["image", "patient"]
+    public_units: int = Field(ge=1)
+    splits: dict[Literal["train", "val", "test"], int]
+    symmetries: Symmetries
+    url: str | None = None
+    file: str | None = None
+    md5: str | None = None
+    generator: str | None = None
+    generator_options: GeneratorOptions | None = None
+    volume: VolumeSettings | None = None
+
+    @model_validator(mode="after")
+    def _kinds_are_complete(self) -> Card:
+        if self.kind == "medmnist" and not (self.url and self.file and self.md5):
+            raise ValueError("a medmnist card needs url, file and md5")
+        if self.kind == "dicom" and self.volume is None:
+            raise ValueError("a dicom card needs volume settings")
+        return self
+
+
+def card_names() -> list[str]:
+    """The shipped cards."""
+    return sorted(path.stem for path in room("datasets").joinpath("cards").glob("*.yaml"))
+
+
+def load_card(name: str) -> Card:
+    """The card called ``name``, or the YAML file of that path; raises :class:`ConfigError` in one sentence."""
+    folder = room("datasets") / "cards"
+    path = folder / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+    if not path.is_file():
+        near = get_close_matches(name, card_names(), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"use one of {', '.join(card_names())}, or a YAML file."
+        raise ConfigError(f"There is no data set card '{name}'; {hint}")
+    try:
+        return Card.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError) as error:
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc'])) or 'the card'}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        else:
+            reason = " ".join(str(error).split())
+        raise ConfigError(f"The data set card {path} is not valid ({reason}); mend that entry.") from error

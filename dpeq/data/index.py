@@ -1,0 +1,172 @@
+"""Indexing a folder of DICOM files: every file ends up in a volume of the manifest or in ``rejects.csv``."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import hmac
+import os
+import secrets
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpeq.data.dicom import SliceHeader, order_slices, read_header
+from dpeq.data.manifest import SPLITS, Manifest, Record
+from dpeq.errors import DataError
+
+__all__ = ["IndexSummary", "index_folder"]
+
+Progress = Callable[[int, int], None]
+_SHARES = {"test": 0.2, "val": 0.1}  # of each class; the rest trains
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What became of every file: ``files_seen == files_accepted + files_rejected``."""
+
+    manifest: Manifest
+    files_seen: int
+    files_accepted: int
+    files_rejected: int
+    patients_without_label: int
+    labels_without_images: int
+
+
+def index_folder(
+    folder: Path, labels: Path | None, out: Path, *, classes: tuple[str, ...], progress: Progress | None = None
+) -> IndexSummary:
+    """Walks ``folder``, groups DICOM files into series, joins labels by patient id and writes the manifest ``out``.
+
+    The CSV ``labels`` has the columns ``patient_id``, ``label`` (a class name or index) and, optionally, ``split``;
+    without it a keyed hash of the patient decides, the same share of every class to each split.
+
+    Raises:
+        DataError: when the folder or the labels are missing, or no volume can be accepted.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}; name the one that holds the images.")
+    if labels is None or not labels.is_file():
+        where = "no labels were given" if labels is None else f"there is no label file {labels}"
+        raise DataError(
+            f"The images in {folder} cannot be used because {where}; give a CSV with the columns patient_id,label[,split] "
+            "by --labels."
+        )
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != labels)
+    table = _read_labels(labels, classes)
+    series, rejects = _group(paths, progress)
+    key = _key(out)
+    records, modalities, unlabelled = [], set(), set()
+    for (patient_id, _, uid), headers in series.items():
+        entry = table.get(patient_id)
+        reason = None
+        try:
+            ordered = order_slices(headers)
+        except DataError as error:
+            reason = str(error)
+        if entry is None:
+            unlabelled.add(patient_id)
+            reason = "the patient has no label"
+        if reason is not None or entry is None:
+            rejects += [(header.path, str(reason)) for header in headers]
+            continue
+        label, split = entry
+        files = tuple(str(header.path.relative_to(folder)) for header in ordered)
+        image = _pseudonym(key, f"image|{patient_id}|{uid}")
+        records.append(Record(_pseudonym(key, patient_id), image, label, split, files))
+        modalities.add(headers[0].modality)
+    _write_rejects(out.with_name("rejects.csv"), folder, rejects)
+    if not records:
+        raise DataError(f"No volume in {folder} could be used; {out.with_name('rejects.csv')} has a reason for each file.")
+    if len(modalities) > 1:
+        raise DataError(f"{folder} mixes the modalities {', '.join(sorted(modalities))}; index each by itself.")
+    if any(not record.split for record in records):
+        records = _make_splits(records)
+    manifest = Manifest(folder, classes, modalities.pop(), tuple(sorted(records, key=lambda r: r.image)))
+    manifest.check()
+    manifest.write(out)
+    accepted = sum(len(record.files) for record in records)
+    unused = len(set(table) - {patient for patient, _, _ in series})
+    return IndexSummary(manifest, len(paths), accepted, len(rejects), len(unlabelled), unused)
+
+
+def _group(
+    paths: list[Path], progress: Progress | None
+) -> tuple[dict[tuple[str, str, str], list[SliceHeader]], list[tuple[Path, str]]]:
+    series: dict[tuple[str, str, str], list[SliceHeader]] = defaultdict(list)
+    rejects: list[tuple[Path, str]] = []
+    for done, path in enumerate(paths, start=1):
+        try:
+            header = read_header(path)
+            series[header.patient_id, header.study, header.series].append(header)
+        except DataError as error:
+            rejects.append((path, str(error)))
+        if progress is not None and (done % 64 == 0 or done == len(paths)):
+            progress(done, len(paths))
+    return series, rejects
+
+
+def _read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, tuple[int, str]]:
+    """``patient_id -> (class index, split or "")``."""
+    table: dict[str, tuple[int, str]] = {}
+    with path.open(newline="", encoding="utf-8-sig") as handle:
+        reader = csv.DictReader(handle)
+        missing = {"patient_id", "label"} - set(reader.fieldnames or ())
+        if missing:
+            raise DataError(f"{path} has no column {' or '.join(sorted(missing))}; its first line must name them.")
+        for line, row in enumerate(reader, start=2):
+            patient, label, split = (str(row.get(c) or "").strip() for c in ("patient_id", "label", "split"))
+            if label in classes:
+                index = classes.index(label)
+            elif label.isdigit() and int(label) < len(classes):
+                index = int(label)
+            else:
+                raise DataError(f"Line {line} of {path} has the label '{label}'; use one of {', '.join(classes)}.")
+            if split and split not in SPLITS:
+                raise DataError(f"Line {line} of {path} has the split '{split}'; use one of {', '.join(SPLITS)}.")
+            before = table.setdefault(patient, (index, split))
+            if before != (index, split):
+                what = "splits" if before[0] == index else "labels"
+                raise DataError(f"Line {line} of {path} gives a patient two {what}; give every patient one.")
+    if len({bool(split) for _, split in table.values()}) > 1:
+        raise DataError(f"{path} gives a split to some patients only; give all of them one, or none.")
+    return table
+
+
+def _make_splits(records: list[Record]) -> list[Record]:
+    """Patient-disjoint and stratified; the pseudonym is a keyed hash already, so its order is a keyed shuffle."""
+    by_class: dict[int, list[str]] = defaultdict(list)
+    for patient, label in sorted({(r.patient, r.label) for r in records}):
+        by_class[label].append(patient)
+    split: dict[str, str] = {}
+    for patients in by_class.values():
+        n_test, n_val = (round(_SHARES[name] * len(patients)) for name in ("test", "val"))
+        names = ["test"] * n_test + ["val"] * n_val + ["train"] * (len(patients) - n_test - n_val)
+        split.update(zip(patients, names, strict=True))
+    return [Record(r.patient, r.image, r.label, split[r.patient], r.files) for r in records]
+
+
+def _key(out: Path) -> bytes:
+    """The key of the pseudonyms, beside the manifest, readable by its owner alone; made on first use."""
+    path = out.with_name(f"{out.stem}.key")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        return bytes.fromhex(path.read_text(encoding="ascii"))
+    key = secrets.token_bytes(32)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as handle:
+        handle.write(key.hex())
+    return key
+
+
+def _pseudonym(key: bytes, text: str) -> str:
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def _write_rejects(path: Path, folder: Path, rejects: list[tuple[Path, str]]) -> None:
+    """File names may identify, so this list too is for its owner alone."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", newline="", encoding="utf-8") as out:
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow(("path", "reason"))
+        table.writerows((str(file.relative_to(folder)), reason) for file, reason in sorted(rejects))

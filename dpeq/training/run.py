@@ -1,0 +1,251 @@
+"""One run from a configuration to a run directory: data, plan, private training, evaluation, provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dpeq.config import RunConfig, write_config
+from dpeq.data.cards import Card, VolumeSettings, load_card
+from dpeq.data.images import ImageSet
+from dpeq.data.load import image_shape, load_splits
+from dpeq.errors import ConfigError
+from dpeq.evaluation.metrics import evaluate_predictions
+from dpeq.evaluation.predict import predict_units
+from dpeq.models.registry import PRESETS, build_model, describe_model, resolve_spec
+from dpeq.models.resnet9 import ResNet9Spec
+from dpeq.privacy.ledger import Ledger
+from dpeq.privacy.plan import PrivacyPlan, calibrate
+from dpeq.training.loop import OptimizerSettings, train
+from dpeq.training.provenance import environment, peak_memory_mib
+from dpeq.training.randomness import Randomness
+
+__all__ = ["Observer", "Prepared", "Silent", "choose_device", "make_plan", "prepare", "run"]
+
+
+class Observer(Protocol):
+    """What a front end shows while a run goes on. Nothing private reaches it."""
+
+    def stage(self, text: str) -> None: ...
+    def loading(self, done: int, total: int) -> None: ...
+    def planned(self, plan: PrivacyPlan) -> None: ...
+    def stepped(self, step: int, plan: PrivacyPlan) -> None: ...
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def stage(self, text: str) -> None: ...
+    def loading(self, done: int, total: int) -> None: ...
+    def planned(self, plan: PrivacyPlan) -> None: ...
+    def stepped(self, step: int, plan: PrivacyPlan) -> None: ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a configuration means before any data is read."""
+
+    config: RunConfig
+    card: Card
+    spec: ResNet9Spec
+    unit: str
+    volume: VolumeSettings | None
+    shape: tuple[int, ...]
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Resolves card, network and shapes; raises :class:`ConfigError` for what does not fit together."""
+    card = load_card(config.data.card)
+    m, d = config.model, config.data
+    spec = resolve_spec(
+        m.name, group_name=m.group, restriction=m.restriction, fields=m.fields, norm_groups=m.norm_groups
+    )
+    if PRESETS[m.name].dim != card.dim:
+        raise ConfigError(f"Model '{m.name}' is for {PRESETS[m.name].dim}D images but {card.name} is {card.dim}D.")
+    volume = card.volume
+    if volume is None and (d.spacing or d.size or d.window):
+        raise ConfigError(f"data.spacing, data.size and data.window are for volumes but {card.name} has none.")
+    if volume is not None:
+        changes = {"spacing": d.spacing, "size": d.size, "window": d.window}
+        volume = VolumeSettings(**{**volume.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
+    build_model(spec, 1, len(card.classes), seed=0)  # wrong norm groups are found here, before data or budget is touched
+    return Prepared(config, card, spec, d.unit or card.unit, volume, image_shape(card, volume))
+
+
+def make_plan(prepared: Prepared) -> PrivacyPlan:
+    """Calibrates the plan from public constants alone; no data set is an argument."""
+    p = prepared.config.privacy
+    return calibrate(
+        epsilon=p.epsilon,
+        delta=p.delta,
+        expected_batch_size=p.expected_batch_size,
+        public_units=p.public_units or prepared.card.public_units,
+        steps=p.steps,
+        max_grad_norm=p.max_grad_norm,
+        unit=prepared.unit,  # type: ignore[arg-type]  # a literal, checked by the plan
+        sample_rate=p.sample_rate,
+        views=p.views,
+    )
+
+
+def choose_device(wish: str) -> torch.device:
+    """The asked device; ``auto`` takes a GPU where there is one."""
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device is cuda but torch sees no GPU here; use auto or cpu.")
+    return torch.device("cuda" if wish == "cuda" or (wish == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def run(
+    config: RunConfig,
+    *,
+    out: Path,
+    command: str,
+    observer: Observer | None = None,
+    splits: dict[str, ImageSet] | None = None,
+) -> Path:
+    """Trains, evaluates and writes a run directory; returns its path.
+
+    Args:
+        out: folder that holds runs; the run gets ``out/<name>``, or ``out/<name>-2`` and so on when that exists.
+        command: the command line, for the provenance.
+        splits: data that is loaded already, in the form that the configuration would load.
+
+    Raises:
+        ConfigError, DataError, BudgetError: see :mod:`dpeq.errors`.
+    """
+    observer = observer or Silent()
+    started, clock, seconds = datetime.now(timezone.utc), time.monotonic(), {}
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        seconds[name] = round(time.monotonic() - clock, 2)
+        clock = time.monotonic()
+
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    prepared = prepare(config)
+    device = choose_device(config.training.device)
+    observer.stage("Calibrating the noise")
+    plan = make_plan(prepared)
+    observer.planned(plan)
+    lap("plan")
+    if splits is None:
+        observer.stage(f"Loading {prepared.card.title}")
+        splits = load_data(prepared, observer.loading)
+    lap("data")
+    folder = _new_folder(out, config.name)
+    write_config(config, folder / "config.yaml")
+    plan.write(folder / "plan.json")
+    randomness = Randomness.create(config.training.seed)
+    model = build_model(prepared.spec, prepared.shape[0], len(prepared.card.classes), randomness.init_seed)
+    t = config.training
+    settings = OptimizerSettings(t.lr, t.momentum, t.ema_decay, t.physical_units, t.decay_lr)
+    observer.stage("Training")
+    with Ledger.create(folder / "ledger.jsonl", plan) as ledger:
+        result = train(
+            model,
+            splits["train"],
+            plan,
+            ledger,
+            settings,
+            randomness,
+            device=device,
+            on_step=lambda step: observer.stepped(step, plan),
+        )
+    lap("train")
+    observer.stage("Evaluating")
+    _save(folder, result.averaged, result.last)
+    chosen = result.averaged if config.evaluation.weights == "ema" else result.last
+    scores = {name: _score(chosen, splits[name], device, config) for name in ("val", "test")}
+    lap("evaluate")
+    _write_json(folder / "metrics.json", {"weights": config.evaluation.weights, **scores})
+    record = {
+        "command": command,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": seconds,
+        "peak_memory_mib": round(peak_memory_mib(device), 1),
+        "seed": config.training.seed,
+        "rng": randomness.kind,
+        "stopped": None,
+        "non_private": not plan.private,
+        "warnings": [],
+        "log_private_metrics": False,
+        **environment(device),
+        "model": describe_model(config.model.name, prepared.spec, model, prepared.shape),
+        "data": _describe_data(prepared, splits),
+    }
+    _write_json(folder / "run.json", record)
+    return folder
+
+
+def load_data(prepared: Prepared, progress: Callable[[int, int], None] | None = None) -> dict[str, ImageSet]:
+    """The splits that a prepared configuration asks for."""
+    d = prepared.config.data
+    return load_splits(
+        prepared.card, root=d.root, manifest=d.manifest, unit=prepared.unit, volume=prepared.volume, progress=progress
+    )
+
+
+def _score(model: nn.Module, images: ImageSet, device: torch.device, config: RunConfig) -> dict[str, Any]:
+    probabilities = predict_units(model, images, device=device)
+    return evaluate_predictions(
+        probabilities.numpy(),
+        images.unit_labels().numpy(),
+        images.classes,
+        n_bootstrap=config.evaluation.bootstrap,
+    )
+
+
+def _describe_data(prepared: Prepared, splits: dict[str, ImageSet]) -> dict[str, Any]:
+    card = prepared.card
+    hashes = "".join(splits[name].sha256() for name in sorted(splits))
+    return {
+        "name": card.name,
+        "title": card.title,
+        "card": card.model_dump(mode="json"),
+        "sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+        "unit": prepared.unit,
+        "classes": list(card.classes),
+        "counts": {name: {"images": len(s.labels), "units": s.n_units} for name, s in splits.items()},
+        "max_images_per_unit": max(s.max_images_per_unit for s in splits.values()),
+    }
+
+
+def _save(folder: Path, averaged: nn.Module, last: nn.Module) -> None:
+    """Weights as safetensors, readable by their owner alone; nothing is ever pickled."""
+    target = folder / "checkpoints"
+    target.mkdir()
+    for name, module in (("final", averaged), ("raw", last)):
+        state = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+        path = target / f"{name}.safetensors"
+        save_file(state, path)
+        path.chmod(0o600)
+
+
+def _new_folder(out: Path, name: str) -> Path:
+    """A folder of its own for every run: ledgers are never overwritten."""
+    number = 1
+    while True:
+        folder = out / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True, mode=0o700)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _write_json(path: Path, body: dict[str, Any]) -> None:
+    text = json.dumps(body, indent=1, allow_nan=False)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
