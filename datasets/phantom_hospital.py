@@ -35,6 +35,8 @@ LESION_HU = (0.0, 60.0)  # solid lesions, close to muscle
 FAINT_SHARE = 0.15  # share of lesions that are ground-glass: much fainter
 FAINT_HU = (-650.0, -400.0)
 SECOND_LESION_SHARE = 0.6
+SUBTLE_SHARE = 0.1  # share of patients whose only lesion is as small as the things around it: hard for any network
+SUBTLE_RADIUS = (5.0, 9.0)
 VESSELS_PER_LUNG = (5, 9)
 VESSEL_RADIUS = (4.0, 8.0)  # at the root; they taper to under a half
 SPOTS = (0, 4)  # calcified spots per patient, in both classes
@@ -49,7 +51,7 @@ _STORAGE = (  # signed, bits stored, rescale slope, rescale intercept: the varia
     (True, 16, 1.0, -1024.0),
     (False, 16, 0.5, -8192.0),
 )
-_NAMES = ("Abel", "Birk", "Cordes", "Dahl", "Ewald", "Falk", "Grote", "Henke", "Imhof", "Jonas", "Kern", "Linde", "Mohr")
+_NAMES = ("Abel", "Birk", "Cordes", "Dahl", "Ewald", "Falk", "Grote", "Henke", "Imhof", "Jonas", "Kern", "Linde")
 _GIVEN = ("Ada", "Bela", "Carla", "Dario", "Elin", "Finn", "Greta", "Hugo", "Ida", "Jan", "Kira", "Leo", "Mara", "Nils")
 _POOL_FROM = 32  # patients; below that a second process costs more than it saves
 
@@ -126,9 +128,9 @@ def _written(folder: Path, patients: int, seed: int, workers: int) -> Iterator[i
         return
     # Plain child processes of this very file: a module that is loaded by path cannot be pickled by reference, so a
     # multiprocessing pool would not find its worker function under the spawn method.
-    base = [sys.executable, str(Path(__file__).resolve()), str(folder), "--patients", str(patients), "--seed", str(seed)]
+    base = [sys.executable, str(Path(__file__).resolve()), str(folder), f"--patients={patients}", f"--seed={seed}"]
     children = [
-        subprocess.Popen([*base, "--shard", f"{i}/{workers}"], stdout=subprocess.PIPE, text=True) for i in range(workers)
+        subprocess.Popen([*base, f"--shard={i}/{workers}"], stdout=subprocess.PIPE, text=True) for i in range(workers)
     ]
     try:
         # One reader thread per child drains its pipe; lines are handed on in turn, which is close enough for a bar.
@@ -196,9 +198,10 @@ class _Anatomy:
         for _ in range(int(rng.integers(SPOTS[0], SPOTS[1] + 1))):
             centre, axes = lungs[int(rng.integers(2))]
             spots.append((centre + axes * _direction(rng) * rng.uniform(0.1, 0.85), rng.uniform(*SPOT_RADIUS)))
+        subtle = rng.random() < SUBTLE_SHARE
         lesions = []
-        for _ in range(label * (1 + int(rng.random() < SECOND_LESION_SHARE))):
-            axes = rng.uniform(*LESION_RADIUS) * rng.uniform(0.85, 1.18, 3)
+        for _ in range(label * (1 if subtle else 1 + int(rng.random() < SECOND_LESION_SHARE))):
+            axes = rng.uniform(*(SUBTLE_RADIUS if subtle else LESION_RADIUS)) * rng.uniform(0.85, 1.18, 3)
             hu = rng.uniform(*FAINT_HU) if rng.random() < FAINT_SHARE else rng.uniform(*LESION_HU)
             lesions.append((_place_in_lung(rng, lungs, heart, liver, float(axes.max())), axes, hu))
         return _Anatomy(
@@ -261,7 +264,7 @@ def _direction(rng: np.random.Generator) -> np.ndarray:
 
 
 def _place_in_lung(rng, lungs, heart, liver, radius: float) -> np.ndarray:
-    """A lesion centre in the lung, its middle clear of heart and liver and within the slices that every series holds."""
+    """A lesion centre in the lung, clear of heart and liver by its middle, at a height that every series holds."""
     while True:
         centre, axes = lungs[int(rng.integers(2))]
         point = centre + (axes - 0.6 * radius) * _direction(rng) * rng.uniform(0.0, 1.0) ** (1 / 3)
@@ -280,10 +283,11 @@ def _write_series(folder: Path, anatomy: _Anatomy, header, rng, patient: Patient
     shift = rng.uniform(-SHIFT, SHIFT, 3)
     row_dir, column_dir, up = np.array([prone, 0, 0]), np.array([0, prone, 0]), np.array([0, 0, 1.0])
     centre = np.round(rng.uniform(-20, 20, 3), 1)  # where the scanner's origin happens to be
-    corner = centre - 0.5 * spacing * ((columns - 1) * row_dir + (rows - 1) * column_dir) - 0.5 * thickness * (slices - 1) * up
-    corner = np.round(corner, 3)
+    middle = 0.5 * spacing * ((columns - 1) * row_dir + (rows - 1) * column_dir) + 0.5 * thickness * (slices - 1) * up
+    corner = np.round(centre - middle, 3)
     k, j, i = np.meshgrid(np.arange(slices), np.arange(rows), np.arange(columns), indexing="ij")
-    points = corner + i[..., None] * spacing * row_dir + j[..., None] * spacing * column_dir + k[..., None] * thickness * up
+    across = i[..., None] * spacing * row_dir + j[..., None] * spacing * column_dir
+    points = corner + across + k[..., None] * thickness * up
     breathing = np.array([1.0, 1.0, rng.uniform(0.97, 1.03)])
     hu = anatomy.hounsfield((points - centre - shift) * breathing, spacing)
     hu = hu + rng.normal(scale=rng.uniform(*NOISE_HU), size=hu.shape)
