@@ -9,6 +9,7 @@ import torch
 
 from dpeq.data.cards import Card, VolumeSettings
 from dpeq.data.dicom import Volume, read_volume
+from dpeq.data.generated import ensure_generated
 from dpeq.data.images import ImageSet
 from dpeq.data.manifest import SPLITS, Manifest, Record
 from dpeq.data.medmnist import find_or_download, load_medmnist
@@ -50,6 +51,8 @@ def load_splits(
     if card.kind == "medmnist":
         return load_medmnist(card, find_or_download(card, root, progress), unit)
     settings = volume or card.volume
+    if manifest is None and card.generator is not None:
+        manifest = ensure_generated(card, progress)
     if manifest is None or settings is None:
         raise DataError(f"{card.title} is read through a manifest; make one with 'dpeq index' and set data.manifest.")
     index = Manifest.read(manifest)

@@ -49,7 +49,7 @@ class SteerableConv(nn.Module):
         self.padding = kernel_size // 2
         self.per_unit = False
         basis = steerable_basis(in_type.group, in_type.representation, out_type.representation, kernel_size)
-        # A constant of the architecture, not state: no buffer, because Opacus rightly refuses layers that carry buffers.
+        # A constant of the architecture, not state: no buffer, because Opacus refuses layers that carry buffers.
         self.basis = basis.to(torch.get_default_dtype()).flatten(1)
         self.weight = nn.Parameter(torch.empty(out_type.fields, in_type.fields, len(basis)))
         self.bias = nn.Parameter(torch.zeros(out_type.fields)) if bias else None

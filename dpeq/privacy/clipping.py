@@ -11,10 +11,12 @@ All constants come from the :class:`~dpeq.privacy.plan.PrivacyPlan`; none is eve
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from opacus.grad_sample import GradSampleModule, register_grad_sampler
 from opacus.optimizers import DPOptimizer
 from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
@@ -50,8 +52,8 @@ _FOLDS_VIEWS = (SteerableConv, EquivariantGroupNorm)
 class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
     """Opacus' hooks, with ``views`` consecutive rows of the batch folded into one per-unit gradient.
 
-    The loss must be *summed* over units and *averaged* over the views of each: ``grad_sample`` then is the gradient
-    of the unit's mean loss, ``[units, *parameter.shape]``.
+    After :meth:`backward`, ``grad_sample`` of each parameter is the gradient of every unit's mean loss over its views,
+    ``[units, *parameter.shape]``.
 
     Args:
         module: a network of layers with registered grad samplers (Opacus' and dpeq's).
@@ -65,9 +67,7 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
     def __init__(self, module: nn.Module, views: int = 1) -> None:
         for name, layer in module.named_modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                raise ConfigError(
-                    f"Layer '{name}' is a batch norm, which mixes patients; use group norm."
-                )
+                raise ConfigError(f"Layer '{name}' is a batch norm, which mixes patients; use group norm.")
             own = any(p.requires_grad for p in layer.parameters(recurse=False))
             if own and views > 1 and type(layer) not in GradSampleModule.GRAD_SAMPLERS:
                 raise ConfigError(
@@ -105,6 +105,14 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
             raise RuntimeError(f"a batch of {rows} rows is not a whole number of units of {self.views} views.")
         module.max_batch_len = rows // self.views  # the length of grad_sample, in units
         return activations, backprops
+
+    def backward(self, logits: Tensor, labels: Tensor) -> None:
+        """Back-propagates the cross-entropy, summed over units and averaged over each unit's views."""
+        loss = F.cross_entropy(logits, labels, reduction="sum") / self.views
+        with warnings.catch_warnings():
+            # The first layer's input needs no gradient; its hook fires all the same, which is all that is needed here.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def detach(self) -> nn.Module:
         """Removes every hook and mark, and returns the plain network."""

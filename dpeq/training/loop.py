@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -93,26 +91,14 @@ def train(
         sampled = poisson_sample(images.n_units, plan.sample_rate, randomness.sampling)
         for units in sampled.split(settings.physical_units) if len(sampled) else ():
             rows = views.choose(units, randomness.sampling)
-            _accumulate(wrapped, optimizer, images.images[rows], images.labels[rows], plan.views, device)
+            wrapped.backward(wrapped(images.images[rows].to(device)), images.labels[rows].to(device))
+            optimizer.accumulate()
         optimizer.finish()
         schedule.step()
         averaged.update_parameters(model)
         on_step(step)
     wrapped.detach()
     return TrainingResult(averaged.module.eval(), model.eval(), ledger.steps, time.monotonic() - started)
-
-
-def _accumulate(
-    wrapped: UnitGradSampleModule, optimizer: PlanOptimizer, x: Tensor, y: Tensor, views: int, device: torch.device
-) -> None:
-    logits = wrapped(x.to(device))
-    # Sum over units, mean over each unit's views: the hooks expect exactly this.
-    loss = F.cross_entropy(logits, y.to(device), reduction="sum") / views
-    with warnings.catch_warnings():
-        # The first layer's input needs no gradient; its hook fires all the same, which is all that is needed here.
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        loss.backward()
-    optimizer.accumulate()
 
 
 def _averaged(model: nn.Module, decay: float) -> AveragedModel:

@@ -30,7 +30,7 @@ from dpeq.training.loop import OptimizerSettings, train
 from dpeq.training.provenance import environment, peak_memory_mib
 from dpeq.training.randomness import Randomness
 
-__all__ = ["Observer", "Prepared", "Silent", "choose_device", "make_plan", "prepare", "run"]
+__all__ = ["Finished", "Observer", "Prepared", "Silent", "choose_device", "make_plan", "prepare", "run"]
 
 
 class Observer(Protocol):
@@ -63,6 +63,14 @@ class Prepared:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A run directory, and the data it was made from for whoever goes on with it."""
+
+    folder: Path
+    splits: dict[str, ImageSet]
+
+
 def prepare(config: RunConfig) -> Prepared:
     """Resolves card, network and shapes; raises :class:`ConfigError` for what does not fit together."""
     card = load_card(config.data.card)
@@ -78,7 +86,9 @@ def prepare(config: RunConfig) -> Prepared:
     if volume is not None:
         changes = {"spacing": d.spacing, "size": d.size, "window": d.window}
         volume = VolumeSettings(**{**volume.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
-    build_model(spec, 1, len(card.classes), seed=0)  # wrong norm groups are found here, before data or budget is touched
+    build_model(
+        spec, 1, len(card.classes), seed=0
+    )  # wrong norm groups are found here, before data or budget is touched
     return Prepared(config, card, spec, d.unit or card.unit, volume, image_shape(card, volume))
 
 
@@ -112,8 +122,8 @@ def run(
     command: str,
     observer: Observer | None = None,
     splits: dict[str, ImageSet] | None = None,
-) -> Path:
-    """Trains, evaluates and writes a run directory; returns its path.
+) -> Finished:
+    """Trains, evaluates and writes a run directory.
 
     Args:
         out: folder that holds runs; the run gets ``out/<name>``, or ``out/<name>-2`` and so on when that exists.
@@ -185,7 +195,7 @@ def run(
         "data": _describe_data(prepared, splits),
     }
     _write_json(folder / "run.json", record)
-    return folder
+    return Finished(folder, splits)
 
 
 def load_data(prepared: Prepared, progress: Callable[[int, int], None] | None = None) -> dict[str, ImageSet]:

@@ -62,10 +62,6 @@ def batch(dim: int, units: int, views: int = 1, in_channels: int = 1) -> tuple[t
     return x, torch.randint(0, 3, (units,)).repeat_interleave(views)
 
 
-def backward(wrapped: nn.Module, x: torch.Tensor, y: torch.Tensor, views: int) -> None:
-    (nn.functional.cross_entropy(wrapped(x), y, reduction="sum") / views).backward()
-
-
 def optimizer(net: nn.Module, p: PrivacyPlan, lr: float = 1.0, seed: int = 0) -> PlanOptimizer:
     return PlanOptimizer(torch.optim.SGD(net.parameters(), lr=lr), p, torch.Generator().manual_seed(seed))
 
@@ -78,7 +74,7 @@ def test_per_unit_gradients_equal_single_sample_autograd(name, views, units):
     x, y = batch(group(name).dim, units, views, in_channels=2)
     expected = unit_gradients_by_autograd(net, x, y, views)
     wrapped = UnitGradSampleModule(net, views)
-    backward(wrapped, x, y, views)
+    wrapped.backward(wrapped(x), y)
     for key, p in net.named_parameters():
         assert p.grad_sample.shape == (units, *p.shape)
         assert relative_error(p.grad_sample, expected[key]) <= 1e-5, key
@@ -95,7 +91,8 @@ def test_per_unit_gradients_of_the_whole_resnet(spec):
     net = EqResNet9(spec, 1, 3)
     x, y = batch(group(spec.group).dim, 3, views=2)
     expected = unit_gradients_by_autograd(net, x, y, 2)
-    backward(UnitGradSampleModule(net, 2), x, y, 2)
+    wrapped = UnitGradSampleModule(net, 2)
+    wrapped.backward(wrapped(x), y)
     for key, p in net.named_parameters():
         assert relative_error(p.grad_sample, expected[key]) <= 1e-5, key
 
@@ -137,7 +134,7 @@ def test_one_step_is_the_formula_for_any_physical_batch(cut, views):
     before = nn.utils.parameters_to_vector(net.parameters()).clone()
     wrapped, opt = UnitGradSampleModule(net, views), optimizer(net, p)
     for rows in torch.arange(7 * views).split(cut * views):
-        backward(wrapped, x[rows], y[rows], views)
+        wrapped.backward(wrapped(x[rows]), y[rows])
         opt.accumulate()
     opt.finish()
     moved = (before - nn.utils.parameters_to_vector(net.parameters())).detach()
@@ -170,7 +167,7 @@ def test_noise_does_not_depend_on_how_many_units_or_physical_batches_there_were(
             before = nn.utils.parameters_to_vector(net.parameters()).clone()
             wrapped, opt = UnitGradSampleModule(net), optimizer(net, plan(sigma), seed=3)
             for rows in torch.arange(units).split(cut) if units else ():
-                backward(wrapped, x[rows].double(), y[rows], 1)
+                wrapped.backward(wrapped(x[rows].double()), y[rows])
                 opt.accumulate()
             opt.finish()
             moves.append((before - nn.utils.parameters_to_vector(net.parameters())).detach())
@@ -211,7 +208,7 @@ def test_one_unit_moves_the_clipped_sum_by_at_most_the_clip_norm(scale, views, u
     for present in (units, units + 1):
         rows = slice(0, present * views)
         if present:
-            backward(wrapped, x[rows], y[rows], views)
+            wrapped.backward(wrapped(x[rows]), y[rows])
             opt.accumulate()
             sums.append(torch.cat([q.summed_grad.flatten() for q in net.parameters()]))
         else:

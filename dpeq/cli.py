@@ -1,0 +1,217 @@
+"""The command line: doctor, models, index, plan, train, report, demo.
+
+Exit codes: 0 done, 2 bad usage or configuration, 3 data refused, 4 budget refused, 1 anything else. An error is one
+sentence; ``--debug`` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dpeq.errors import ConfigError, DpeqError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Differentially private training of equivariant networks on medical images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe such as pneumoniamnist.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as in privacy.epsilon=3.")]
+DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder that holds the data set's file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder for run directories.")]
+Reports = Annotated[Path, typer.Option("--reports", help="Folder for reports.")]
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Options of every verb; ``--debug`` is read in :func:`main`."""
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Check this machine: versions, libraries, GPU, cache."""
+    from dpeq.console import print_json
+    from dpeq.doctor import examine
+
+    checks = examine()
+    if json:
+        print_json([check.to_dict() for check in checks])
+    else:
+        table = Table(show_header=False)
+        for check in checks:
+            table.add_row("ok" if check.ok else "[red]fails[/]", check.name, check.found, check.mend)
+        _out.print(table)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(json: Json = False) -> None:
+    """List the networks that a configuration can name."""
+    from dpeq.console import print_json
+    from dpeq.models.registry import PRESETS, build_model, describe_model
+
+    rows = []
+    for name, preset in PRESETS.items():
+        shape = (1, *[28] * preset.dim)
+        rows.append(describe_model(name, preset.spec, build_model(preset.spec, 1, 2, seed=0), shape))
+    if json:
+        print_json(rows)
+        return
+    table = Table("name", "dim", "group", "restriction", "fields", "parameters", "what it is")
+    for row in rows:
+        fields = "-".join(map(str, row["fields"]))
+        cells = [row["name"], row["dim"], row["group"], row["restriction"], fields, f"{row['parameters']:,}"]
+        table.add_row(*map(str, cells), PRESETS[row["name"]].summary)
+    _out.print(table)
+
+
+@app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files.")],
+    out: Annotated[Path, typer.Option("--out", help="The manifest to write.")] = Path("manifest.json"),
+    labels: Annotated[Path | None, typer.Option("--labels", help="CSV: patient_id,label[,split].")] = None,
+    classes: Annotated[str, typer.Option("--classes", help="Class names, comma-separated.")] = "negative,positive",
+) -> None:
+    """Index a folder of DICOM files: every file is accepted or rejected with a reason."""
+    from dpeq.console import RichObserver
+    from dpeq.data.index import index_folder
+
+    names = tuple(name.strip() for name in classes.split(",") if name.strip())
+    if len(names) < 2:
+        raise ConfigError(f"--classes '{classes}' names fewer than two classes; give at least two, comma-separated.")
+    with RichObserver(_out) as observer:
+        observer.stage(f"Indexing {folder}")
+        summary = index_folder(folder, labels, out, classes=names, progress=observer.loading)
+    table = Table(title=f"Manifest {out}", show_header=False, title_justify="left")
+    table.add_row("files seen", str(summary.files_seen))
+    table.add_row("files accepted", f"{summary.files_accepted} in {len(summary.manifest.records)} volumes")
+    table.add_row("files rejected", f"{summary.files_rejected}, reasons in {out.with_name('rejects.csv')}")
+    table.add_row("patients without a label", str(summary.patients_without_label))
+    table.add_row("labels without images", str(summary.labels_without_images))
+    for split, count in summary.manifest.counts().items():
+        table.add_row(split, f"{count['images']} volumes of {count['patients']} patients")
+    _out.print(table)
+
+
+@app.command()
+def plan(config: Config, overrides: Overrides = None, json: Json = False) -> None:
+    """Show what a training would cost in privacy and time, before any training."""
+    from dpeq.config import load_config
+    from dpeq.console import plan_table, print_json
+    from dpeq.models.registry import build_model
+    from dpeq.training.estimate import estimate_seconds
+    from dpeq.training.run import choose_device, make_plan, prepare
+
+    prepared = prepare(load_config(config, overrides or []))
+    result = make_plan(prepared)
+    training = prepared.config.training
+    model = build_model(prepared.spec, prepared.shape[0], len(prepared.card.classes), seed=0)
+    seconds = estimate_seconds(
+        model,
+        prepared.shape,
+        result,
+        physical_units=training.physical_units,
+        device=choose_device(training.device),
+    )
+    if json:
+        print_json({**result.to_dict(), "seconds_estimate": round(seconds, 1)})
+    else:
+        _out.print(plan_table(result, seconds))
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also train without noise, to compare.")] = False,
+    runs: Runs = Path("runs"),
+    reports: Reports = Path("privacy_reports"),
+) -> None:
+    """Train privately, evaluate, and write the report."""
+    _train(config, [*(overrides or []), *_root(data_root)], baseline, runs, reports)
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    baseline: Annotated[bool, typer.Option(help="Also train without noise, to compare.")] = True,
+    runs: Runs = Path("runs"),
+    reports: Reports = Path("privacy_reports"),
+) -> None:
+    """The whole path on a generated phantom hospital: DICOM in, patient-level privacy, report out."""
+    _train("demo", overrides or [], baseline, runs, reports)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory, or a report.json with --check.")],
+    companion: Annotated[Path | None, typer.Option("--companion", help="A non-private run to show beside.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; the run directory by default.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Verify a report.json instead.")] = False,
+) -> None:
+    """Write the report of a finished run, or check one."""
+    from dpeq.reporting.check import check_report
+    from dpeq.reporting.html import write_report
+    from dpeq.reporting.model import build_report
+
+    if check:
+        for line in check_report(run):
+            _out.print(f"ok  {line}", highlight=False)
+        return
+    html, _ = write_report(build_report(run, companion=companion), out or run)
+    _out.print(f"Report: {html}", highlight=False, soft_wrap=True)
+
+
+def _root(data_root: Path | None) -> list[str]:
+    return [] if data_root is None else [f"data.root={data_root}"]
+
+
+def _train(source: str, overrides: list[str], baseline: bool, runs: Path, reports: Path) -> None:
+    from dpeq.config import load_config
+    from dpeq.console import RichObserver, summary_table
+    from dpeq.pipeline import train_and_report
+
+    config = load_config(source, overrides)
+    command = shlex.join(["dpeq", *sys.argv[1:]])
+    with RichObserver(_out) as observer:
+        outcome = train_and_report(
+            config, runs=runs, reports=reports, command=command, baseline=baseline, observer=observer
+        )
+    _out.print(summary_table(outcome.report, outcome.html), soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: turns every :class:`DpeqError` into one sentence and its exit code."""
+    # Read when torch loads: on a shared machine, threads that spin while they wait slow training down tenfold and more.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except DpeqError as error:
+        if "--debug" in sys.argv:
+            raise
+        _err.print(f"[bold red]Error:[/] {error}", soft_wrap=True, highlight=False, markup=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _err.print("Interrupted; what the ledger holds is spent.")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

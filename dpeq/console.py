@@ -1,0 +1,147 @@
+"""What a person sees while a run goes on, and the tables printed afterwards. Nothing private is shown."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from dpeq.privacy import accounting
+from dpeq.privacy.plan import PrivacyPlan
+
+__all__ = ["RichObserver", "plan_table", "summary_table"]
+
+
+class RichObserver:
+    """Live progress on a terminal: step, epsilon spent so far, time left; plain lines when it is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._curve: list[tuple[int, float]] = []
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._text = ""
+        self._printed = -1
+
+    def __enter__(self) -> RichObserver:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def stage(self, text: str) -> None:
+        if self._task is not None:
+            total = self._progress.tasks[-1].total or 1
+            self._progress.update(self._task, total=total, completed=total)
+        self._text, self._printed = text, -1
+        self._task = self._progress.add_task(text, total=None, note="")
+        if not self._console.is_terminal:
+            self._console.print(f"{text} ...")
+
+    def loading(self, done: int, total: int) -> None:
+        self._advance(done, total, "")
+
+    def planned(self, plan: PrivacyPlan) -> None:
+        self._curve = accounting.epsilon_curve(plan) if plan.private else []
+        if plan.accountant_note:
+            self._console.print(f"[yellow]Note:[/] {plan.accountant_note}")
+
+    def stepped(self, step: int, plan: PrivacyPlan) -> None:
+        note = f"epsilon {self.epsilon(step):.2f} of {plan.epsilon_target:g}" if plan.private else "NON-PRIVATE"
+        self._advance(step, plan.steps, note)
+
+    def epsilon(self, step: int) -> float:
+        """Upper bound after ``step`` steps: of the next computed point, so that it never says too little."""
+        index = bisect_left(self._curve, step, key=lambda point: point[0])
+        return self._curve[min(index, len(self._curve) - 1)][1]
+
+    def _advance(self, done: int, total: int, note: str) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total or None, note=note)
+        tenth = 10 * done // total if total else 0
+        if not self._console.is_terminal and tenth > self._printed:
+            self._printed = tenth
+            self._console.print(f"  {self._text}: {done} of {total} {note}".rstrip())
+
+
+def plan_table(plan: PrivacyPlan, seconds: float | None) -> Table:
+    """The plan before any training: every constant, every accountant, the time it will take."""
+    table = Table(title="Privacy plan" if plan.private else "NON-PRIVATE plan", show_header=False, title_justify="left")
+    rows: list[tuple[str, str]] = [
+        ("target epsilon, delta", f"{plan.epsilon_target:g}, {plan.delta:g}"),
+        ("privacy unit", f"one {plan.unit}, added or removed"),
+        ("sampling", f"Poisson, rate {plan.sample_rate:.5f} of {plan.public_units} published units"),
+        ("steps", str(plan.steps)),
+        ("expected batch", f"{plan.expected_batch_size} units of {plan.views} view(s)"),
+        ("noise multiplier", f"{plan.noise_multiplier:g}"),
+        ("clipping norm", f"{plan.max_grad_norm:g}"),
+    ]
+    rows += [(f"epsilon by {name}", f"{value:.3f}") for name, value in plan.epsilon.items()]
+    if plan.mu is not None:
+        rows.append(("mu (Gaussian DP)", f"{plan.mu:.3f}"))
+    if plan.accountant_note:
+        rows.append(("note", plan.accountant_note))
+    if seconds is not None:
+        rows.append(("time on this machine", f"about {_duration(seconds)}"))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def summary_table(report: dict[str, Any], html: Path) -> Table:
+    """What a run came to, with the path of its report."""
+    guarantee, utility = report["guarantee"], report["utility"]
+    table = Table(title="Done", show_header=False, title_justify="left")
+    if guarantee["private"]:
+        table.add_row(
+            "guarantee", f"epsilon {guarantee['epsilon']:.3f}, delta {guarantee['delta']:g} per {guarantee['unit']}"
+        )
+    else:
+        table.add_row("guarantee", "NON-PRIVATE: no noise was added")
+    for name in ("auc", "accuracy"):
+        score = utility[name]
+        table.add_row(
+            f"test {name}", f"{score['value']:.3f}  (95 % interval {score['low']:.3f} to {score['high']:.3f})"
+        )
+    table.add_row("majority class", f"{utility['majority_accuracy']:.3f} accuracy")
+    table.add_row("network", f"{report['model']['name']}, {report['model']['parameters']:,} parameters")
+    table.add_row("time", _duration(sum(report["resources"]["seconds"].values())))
+    table.add_row("report", str(html))
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def print_json(value: Any) -> None:
+    """Plain JSON on standard output, for other programs; infinity as the string "inf"."""
+    print(json.dumps(value, indent=1, allow_nan=False))

@@ -1,0 +1,41 @@
+"""Generated data sets: made once into the user's cache, then indexed like any folder of a hospital."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from dpeq.data.cards import Card
+from dpeq.data.index import index_folder
+from dpeq.data.manifest import Manifest
+from dpeq.errors import ConfigError, DataError
+from dpeq.resources import asset, cache_dir, load_module
+
+__all__ = ["ensure_generated"]
+
+Progress = Callable[[int, int], None]
+
+
+def ensure_generated(card: Card, progress: Progress | None = None) -> Path:
+    """The manifest of a card's generated archive, made on first use; ``progress`` counts patients.
+
+    The folder is named by the generator's options, so changed options make another archive. An archive that is there
+    but no longer reads back is made anew.
+    """
+    options = card.generator_options
+    if card.generator is None or options is None:
+        raise ConfigError(f"{card.title} cannot be generated; index its folder and set data.manifest.")
+    folder = cache_dir("data") / f"{card.name}-{options.patients}-{options.seed}"
+    manifest = folder / "index" / "manifest.json"
+    if manifest.is_file():
+        try:
+            Manifest.read(manifest)
+            return manifest
+        except DataError:
+            shutil.rmtree(folder)
+    if not (folder / "archive").is_dir():
+        generator = load_module(asset("datasets", card.generator))
+        generator.generate(folder, patients=options.patients, seed=options.seed, progress=progress)
+    index_folder(folder / "archive", folder / "labels.csv", manifest, classes=card.classes)
+    return manifest

@@ -1,0 +1,65 @@
+"""The main job in one call: train under a target epsilon, evaluate, report. Recipes and the command line call this.
+
+>>> from dpeq.config import load_config
+>>> from dpeq.pipeline import train_and_report
+>>> outcome = train_and_report(load_config("pneumoniamnist", ["privacy.epsilon=3"]))  # doctest: +SKIP
+>>> outcome.report["guarantee"]["statement"]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpeq.config import RunConfig
+from dpeq.reporting.html import write_report
+from dpeq.reporting.model import build_report
+from dpeq.training.run import Observer, Silent, run
+
+__all__ = ["Outcome", "train_and_report"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its directory, its report (as in report.json) and where the report was published."""
+
+    run: Path
+    baseline: Path | None
+    report: dict[str, Any]
+    html: Path
+
+
+def train_and_report(
+    config: RunConfig,
+    *,
+    runs: Path = Path("runs"),
+    reports: Path = Path("privacy_reports"),
+    command: str = "dpeq.pipeline.train_and_report",
+    baseline: bool = False,
+    observer: Observer | None = None,
+) -> Outcome:
+    """Trains ``config`` and writes the report to its run directory and to ``reports/<name>/``.
+
+    Args:
+        runs: folder of run directories.
+        reports: folder of published reports; the newest report of a name replaces the one before.
+        command: recorded in the report.
+        baseline: also train the same network on the same data without noise (clipped alike) and show it beside. That
+            run has **no** privacy; its scores in the report are not covered by the guarantee, and the report says so.
+    """
+    observer = observer or Silent()
+    private = run(config, out=runs, command=command, observer=observer)
+    folder = private.folder
+    other = None
+    if baseline and config.privacy.epsilon != float("inf"):
+        values = config.model_dump()
+        values["name"] = f"{config.name}-nonprivate"
+        values["privacy"]["epsilon"] = float("inf")
+        twin = RunConfig.model_validate(values)
+        other = run(twin, out=runs, command=f"{command} (baseline)", observer=observer, splits=private.splits).folder
+    observer.stage("Writing the report")
+    report = build_report(folder, companion=other)
+    write_report(report, folder)
+    html, _ = write_report(report, reports / config.name)
+    return Outcome(folder, other, report, html)
