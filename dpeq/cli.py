@@ -113,12 +113,14 @@ def index(
 def plan(config: Config, overrides: Overrides = None, json: Json = False) -> None:
     """Show what a training would cost in privacy and time, before any training."""
     from dpeq.config import load_config
+
+    loaded = load_config(config, overrides or [])  # before the seconds that the other imports take
     from dpeq.console import plan_table, print_json
     from dpeq.models.registry import build_model
     from dpeq.training.estimate import estimate_seconds
     from dpeq.training.run import choose_device, make_plan, prepare
 
-    prepared = prepare(load_config(config, overrides or []))
+    prepared = prepare(loaded)
     result = make_plan(prepared)
     training = prepared.config.training
     model = build_model(prepared.spec, prepared.shape[0], len(prepared.card.classes), seed=0)
@@ -130,7 +132,7 @@ def plan(config: Config, overrides: Overrides = None, json: Json = False) -> Non
         device=choose_device(training.device),
     )
     if json:
-        print_json({**result.to_dict(), "seconds_estimate": round(seconds, 1)})
+        print_json({**result.to_dict(), "seconds_estimate": round(seconds, 3)})
     else:
         _out.print(plan_table(result, seconds))
 
@@ -185,10 +187,11 @@ def _root(data_root: Path | None) -> list[str]:
 
 def _train(source: str, overrides: list[str], baseline: bool, runs: Path, reports: Path) -> None:
     from dpeq.config import load_config
+
+    config = load_config(source, overrides)  # before the seconds that the other imports take
     from dpeq.console import RichObserver, summary_table
     from dpeq.pipeline import train_and_report
 
-    config = load_config(source, overrides)
     command = shlex.join(["dpeq", *sys.argv[1:]])
     with RichObserver(_out) as observer:
         outcome = train_and_report(
@@ -211,7 +214,3 @@ def main() -> None:
     except KeyboardInterrupt:
         _err.print("Interrupted; what the ledger holds is spent.")
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

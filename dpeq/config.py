@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -110,14 +110,14 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             raise ConfigError(f"'{override}' is no override; write section.key=value, as in privacy.epsilon=3.")
     try:
         loaded = OmegaConf.load(path)
+        if not isinstance(loaded, DictConfig):
+            raise ConfigError(f"{path} is not a configuration; it must hold sections such as data, model and privacy.")
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} with its overrides is not valid YAML ({reason}); mend that line.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} is not a configuration; it must hold sections such as data, model and privacy.")
-    return _validate({str(k): v for k, v in values.items()}, path)
+    return _validate({str(key): value for key, value in dict(values).items()}, path)
 
 
 def write_config(config: RunConfig, path: Path) -> None:

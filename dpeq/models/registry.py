@@ -36,8 +36,8 @@ PRESETS: dict[str, Preset] = {
     "eqresnet9-small": Preset(
         2,
         (8, 16, 32),
-        ResNet9Spec("D4", "halved", (3, 6, 12), (1, 1, 1), stem_pool=True),
-        "the same with a pooled stem and about a tenth of the parameters, for CPUs and small data",
+        ResNet9Spec("D4", "halved", (3, 6, 12), (1, 1, 1)),
+        "the same at half the widths, about a tenth of the parameters: for CPUs and small data",
     ),
     "eqresnet9-3d-tiny": Preset(
         3,
