@@ -43,7 +43,7 @@ SPOTS = (0, 4)  # calcified spots per patient, in both classes
 SPOT_RADIUS = (3.0, 5.5)
 NOISE_HU = (15.0, 40.0)
 SHIFT = 8.0  # patient on the table, per series and axis
-SERIES_SHARES = (0.6, 0.25, 0.15)  # patients with 1, 2 and 3 series
+SERIES_SHARES = (0.7, 0.2, 0.1)  # patients with 1, 2 and 3 series
 
 _STORAGE = (  # signed, bits stored, rescale slope, rescale intercept: the variants that scanners use
     (False, 12, 1.0, -1024.0),
@@ -239,17 +239,21 @@ class _Anatomy:
         hu += bone * (np.where(np.cos(z * 0.21) > -0.6, 350.0, 120.0) - hu)
         trachea = fill(8.5 - np.hypot(x, y - 5.0)) * fill(z - 20.0)
         hu += trachea * (-980.0 - hu)
-        bright = np.zeros_like(hu)
+        # The rest lies in the lungs alone, a quarter of the voxels: worth its own coordinates.
+        inside = lung > 0
+        points, lung, tissue = points[inside], lung[inside], hu[inside]
+        bright = np.zeros_like(lung)
         for start, end, radius in self.vessels:
             along = end - start
             share = np.clip((points - start) @ along / float(along @ along), 0.0, 1.0)
             away = np.linalg.norm(points - start - share[..., None] * along, axis=-1)
             bright = np.maximum(bright, fill(radius * (1.0 - 0.6 * share) - away))
-        hu += bright * lung * (45.0 - hu)
+        tissue += bright * lung * (45.0 - tissue)
         for centre, radius in self.spots:
-            hu += fill(radius - np.linalg.norm(points - centre, axis=-1)) * lung * (300.0 - hu)
+            tissue += fill(radius - np.linalg.norm(points - centre, axis=-1)) * lung * (300.0 - tissue)
         for centre, axes, lesion_hu in self.lesions:
-            hu += ellipsoid(centre, axes) * lung * np.maximum(lesion_hu - hu, 0.0)
+            tissue += ellipsoid(centre, axes) * lung * np.maximum(lesion_hu - tissue, 0.0)
+        hu[inside] = tissue
         return hu
 
     def _rib(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -277,8 +281,8 @@ def _place_in_lung(rng, lungs, heart, liver, radius: float) -> np.ndarray:
 
 
 def _write_series(folder: Path, anatomy: _Anatomy, header, rng, patient: Patient, seed: int, number: int) -> None:
-    rows, columns, slices = int(rng.integers(40, 45)), int(rng.integers(40, 45)), int(rng.integers(19, 23))
-    spacing, thickness = round(rng.uniform(7.6, 8.4), 3), round(rng.uniform(7.4, 8.4), 3)
+    rows, columns, slices = int(rng.integers(36, 41)), int(rng.integers(36, 41)), int(rng.integers(17, 20))
+    spacing, thickness = round(rng.uniform(8.2, 9.0), 3), round(rng.uniform(8.8, 9.8), 3)
     prone = -1.0 if rng.random() < 0.2 else 1.0  # a prone patient: rows and columns run the other way
     shift = rng.uniform(-SHIFT, SHIFT, 3)
     row_dir, column_dir, up = np.array([prone, 0, 0]), np.array([0, prone, 0]), np.array([0, 0, 1.0])

@@ -82,6 +82,8 @@ class Card(_Part):
             raise ValueError("a medmnist card needs url, file and md5")
         if self.kind == "dicom" and self.volume is None:
             raise ValueError("a dicom card needs volume settings")
+        if self.splits.get("train") != self.public_units:
+            raise ValueError("public_units and splits.train tell the same number; they differ")
         return self
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from dpeq.errors import DataError
@@ -23,10 +24,12 @@ __all__ = ["SliceHeader", "Volume", "order_slices", "read_header", "read_volume"
 
 _TAGS = [
     "SOPClassUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "ImageOrientationPatient",
-    "ImagePositionPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames",
+    "ImagePositionPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
+    "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
 ]  # fmt: skip
 _POSITION_TOLERANCE = 0.01  # of the slice distance
 _DIRECTION_TOLERANCE = 1e-4
+_BROKEN = (OSError, ValueError, TypeError, EOFError, AttributeError, KeyError, RuntimeError, NotImplementedError)
 _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -56,16 +59,28 @@ class Volume:
 def read_header(path: Path) -> SliceHeader:
     """The header of one file; raises :class:`DataError` with the reason when it is no usable image slice."""
     try:
-        data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+        return _header(path, pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS))
     except InvalidDicomError as error:
         raise DataError("not a DICOM file") from error
-    except (OSError, ValueError, EOFError, AttributeError, NotImplementedError) as error:
-        raise DataError(f"unreadable DICOM file ({error})") from error
+    except _BROKEN as error:
+        raise DataError(f"unreadable DICOM file ({_line(error)})") from error
+
+
+def _header(path: Path, data: Dataset) -> SliceHeader:
     if int(data.get("NumberOfFrames") or 1) > 1:
         raise DataError("enhanced multi-frame image, which is not supported")
     for tag in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"):
-        if not data.get(tag):
+        if not str(data.get(tag) or "").strip():
             raise DataError(f"{tag} is missing")
+    if int(data.get("SamplesPerPixel") or 1) != 1 or data.get("PhotometricInterpretation") != "MONOCHROME2":
+        raise DataError(
+            f"not a plain grey-scale image ({data.get('PhotometricInterpretation') or 'no interpretation'})"
+        )
+    # A look-up table replaces slope and intercept (PS3.3 C.11.1); a CT without either has values in no known unit.
+    if data.get("ModalityLUTSequence"):
+        raise DataError("values behind a modality look-up table, which is not supported")
+    if data.get("Modality") == "CT" and (data.get("RescaleSlope") is None or data.get("RescaleIntercept") is None):
+        raise DataError("a CT slice without rescale slope and intercept, so its values are not Hounsfield units")
     orientation = _numbers(data, "ImageOrientationPatient", 6)
     position, spacing = _numbers(data, "ImagePositionPatient", 3), _numbers(data, "PixelSpacing", 2)
     if min(spacing) <= 0 or not data.get("Rows") or not data.get("Columns"):
@@ -73,7 +88,7 @@ def read_header(path: Path) -> SliceHeader:
     return SliceHeader(
         path,
         str(data.get("Modality", "")),
-        str(data.PatientID),
+        str(data.PatientID).strip(),
         str(data.StudyInstanceUID),
         str(data.SeriesInstanceUID),
         orientation,
@@ -118,9 +133,13 @@ def read_volume(paths: Sequence[Path]) -> Volume:
     Raises:
         DataError: naming the file or the series' first file, when pixels cannot be decoded or geometry is irregular.
     """
-    ordered = order_slices([read_header(path) for path in paths])
-    planes = [_plane(header.path) for header in ordered]
-    voxels = np.stack([plane.T for plane in planes], axis=-1).astype(np.float32)
+    planes = {}
+    headers = []
+    for path in paths:
+        header, planes[path] = _read_slice(path)
+        headers.append(header)
+    ordered = order_slices(headers)
+    voxels = np.stack([planes[header.path].T for header in ordered], axis=-1)
     first, last = ordered[0], ordered[-1]
     row, column = _cosines(first)
     affine = np.eye(4)
@@ -131,16 +150,23 @@ def read_volume(paths: Sequence[Path]) -> Volume:
     return Volume(voxels, _RAS @ affine)
 
 
-def _plane(path: Path) -> np.ndarray:
-    """One slice in rescaled units, float64 ``[rows, columns]``."""
-    data = pydicom.dcmread(path)
+def _read_slice(path: Path) -> tuple[SliceHeader, np.ndarray]:
+    """Header and pixels (float32 ``[rows, columns]``, rescaled) of one file."""
     try:
+        data = pydicom.dcmread(path)
+        header = _header(path, data)
         pixels = data.pixel_array
-    except (AttributeError, ValueError, RuntimeError, NotImplementedError, EOFError) as error:
-        raise DataError(f"the pixels of {path.name} cannot be decoded ({' '.join(str(error).split())})") from error
-    if pixels.ndim != 2:
-        raise DataError(f"{path.name} is not a grey-scale image")
-    return pixels.astype(np.float64) * float(data.get("RescaleSlope", 1)) + float(data.get("RescaleIntercept", 0))
+        slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
+    except InvalidDicomError as error:
+        raise DataError(f"{path.name} is not a DICOM file") from error
+    except _BROKEN as error:
+        raise DataError(f"the pixels of {path.name} cannot be decoded ({_line(error)})") from error
+    # In float64 first: a product of a 16-bit value and a slope is exact there, and rounded once.
+    return header, (pixels.astype(np.float64) * slope + intercept).astype(np.float32)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _cosines(header: SliceHeader) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,18 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpeq.data.dicom import SliceHeader, order_slices, read_header
-from dpeq.data.manifest import SPLITS, Manifest, Record
+from dpeq.data.manifest import SPLITS, Manifest, Record, private_path
 from dpeq.errors import DataError
 
 __all__ = ["IndexSummary", "index_folder"]
 
 Progress = Callable[[int, int], None]
+_LISTS = ("rejects.csv", "unmatched.csv")
+_KEY_BYTES = 32
 _SHARES = {"test": 0.2, "val": 0.1}  # of each class; the rest trains
 
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What became of every file: ``files_seen == files_accepted + files_rejected``."""
+    """What became of every file: ``files_seen == files_accepted + files_rejected``.
+
+    ``rejects.csv`` beside the manifest has the reason for each rejected file, ``unmatched.csv`` the patients that are
+    counted here as without label or without images.
+    """
 
     manifest: Manifest
     files_seen: int
@@ -40,7 +47,7 @@ def index_folder(
     """Walks ``folder``, groups DICOM files into series, joins labels by patient id and writes the manifest ``out``.
 
     The CSV ``labels`` has the columns ``patient_id``, ``label`` (a class name or index) and, optionally, ``split``;
-    without it a keyed hash of the patient decides, the same share of every class to each split.
+    without it a keyed hash of the patient decides: 70 % train, 10 % val, 20 % test of every class.
 
     Raises:
         DataError: when the folder or the labels are missing, or no volume can be accepted.
@@ -50,12 +57,16 @@ def index_folder(
     if labels is None or not labels.is_file():
         where = "no labels were given" if labels is None else f"there is no label file {labels}"
         raise DataError(
-            f"The images in {folder} cannot be used because {where}; give a CSV with the columns patient_id,label[,split] "
-            "by --labels."
+            f"The images in {folder} cannot be used because {where}; give a CSV with the columns "
+            "patient_id,label[,split] by --labels."
         )
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p != labels)
     table = _read_labels(labels, classes)
+    own = [out, private_path(out), _key_path(out), *(out.with_name(name) for name in _LISTS)]
+    paths = _walk(folder, {path.resolve() for path in (labels, *own)})
     series, rejects = _group(paths, progress)
+    owners = defaultdict(set)
+    for patient_id, _, uid in series:
+        owners[uid].add(patient_id)
     key = _key(out)
     records, modalities, unlabelled = [], set(), set()
     for (patient_id, _, uid), headers in series.items():
@@ -65,6 +76,8 @@ def index_folder(
             ordered = order_slices(headers)
         except DataError as error:
             reason = str(error)
+        if len(owners[uid]) > 1:
+            reason = "a series that belongs to two patients"
         if entry is None:
             unlabelled.add(patient_id)
             reason = "the patient has no label"
@@ -76,9 +89,16 @@ def index_folder(
         image = _pseudonym(key, f"image|{patient_id}|{uid}")
         records.append(Record(_pseudonym(key, patient_id), image, label, split, files))
         modalities.add(headers[0].modality)
-    _write_rejects(out.with_name("rejects.csv"), folder, rejects)
+    imaged = {patient for patient, _, _ in series}
+    rows = sorted((str(path.relative_to(folder)), reason) for path, reason in rejects)
+    _write_table(out.with_name("rejects.csv"), ("path", "reason"), rows)
+    unmatched = [(patient, "no label") for patient in sorted(unlabelled)]
+    unmatched += [(patient, "no images") for patient in sorted(set(table) - imaged)]
+    _write_table(out.with_name("unmatched.csv"), ("patient_id", "reason"), unmatched)
     if not records:
-        raise DataError(f"No volume in {folder} could be used; {out.with_name('rejects.csv')} has a reason for each file.")
+        raise DataError(
+            f"No volume in {folder} could be used; {out.with_name('rejects.csv')} has a reason for each file."
+        )
     if len(modalities) > 1:
         raise DataError(f"{folder} mixes the modalities {', '.join(sorted(modalities))}; index each by itself.")
     if any(not record.split for record in records):
@@ -87,8 +107,20 @@ def index_folder(
     manifest.check()
     manifest.write(out)
     accepted = sum(len(record.files) for record in records)
-    unused = len(set(table) - {patient for patient, _, _ in series})
-    return IndexSummary(manifest, len(paths), accepted, len(rejects), len(unlabelled), unused)
+    return IndexSummary(manifest, len(paths), accepted, len(rejects), len(unlabelled), len(set(table) - imaged))
+
+
+def _walk(folder: Path, leave_out: set[Path]) -> list[Path]:
+    """Every entry under ``folder`` that is no folder, and links to folders, which are not followed but not lost."""
+
+    def stop(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}); mend its permissions.") from error
+
+    found = []
+    for where, folders, files in os.walk(folder, onerror=stop):
+        found += [Path(where, name) for name in files]
+        found += [path for name in folders if (path := Path(where, name)).is_symlink()]
+    return sorted(path for path in found if path.resolve() not in leave_out)
 
 
 def _group(
@@ -98,6 +130,8 @@ def _group(
     rejects: list[tuple[Path, str]] = []
     for done, path in enumerate(paths, start=1):
         try:
+            if not path.is_file():
+                raise DataError("not a file (a pipe, a device, or a link to a folder or to nothing)")
             header = read_header(path)
             series[header.patient_id, header.study, header.series].append(header)
         except DataError as error:
@@ -109,26 +143,31 @@ def _group(
 
 def _read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, tuple[int, str]]:
     """``patient_id -> (class index, split or "")``."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle)
+            rows, columns = list(reader), set(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"The labels {path} cannot be read ({error}); save them as CSV in UTF-8.") from error
+    if missing := {"patient_id", "label"} - columns:
+        raise DataError(f"{path} has no column {' or '.join(sorted(missing))}; its first line must name them.")
     table: dict[str, tuple[int, str]] = {}
-    with path.open(newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle)
-        missing = {"patient_id", "label"} - set(reader.fieldnames or ())
-        if missing:
-            raise DataError(f"{path} has no column {' or '.join(sorted(missing))}; its first line must name them.")
-        for line, row in enumerate(reader, start=2):
-            patient, label, split = (str(row.get(c) or "").strip() for c in ("patient_id", "label", "split"))
-            if label in classes:
-                index = classes.index(label)
-            elif label.isdigit() and int(label) < len(classes):
-                index = int(label)
-            else:
-                raise DataError(f"Line {line} of {path} has the label '{label}'; use one of {', '.join(classes)}.")
-            if split and split not in SPLITS:
-                raise DataError(f"Line {line} of {path} has the split '{split}'; use one of {', '.join(SPLITS)}.")
-            before = table.setdefault(patient, (index, split))
-            if before != (index, split):
-                what = "splits" if before[0] == index else "labels"
-                raise DataError(f"Line {line} of {path} gives a patient two {what}; give every patient one.")
+    for line, row in enumerate(rows, start=2):
+        patient, label, split = (str(row.get(c) or "").strip() for c in ("patient_id", "label", "split"))
+        if not patient:
+            raise DataError(f"Line {line} of {path} has no patient_id; give it one or delete the line.")
+        if label in classes:
+            index = classes.index(label)
+        elif label.isascii() and label.isdigit() and int(label) < len(classes):
+            index = int(label)
+        else:
+            raise DataError(f"Line {line} of {path} has the label '{label}'; use one of {', '.join(classes)}.")
+        if split and split not in SPLITS:
+            raise DataError(f"Line {line} of {path} has the split '{split}'; use one of {', '.join(SPLITS)}.")
+        before = table.setdefault(patient, (index, split))
+        if before != (index, split):
+            what = "splits" if before[0] == index else "labels"
+            raise DataError(f"Line {line} of {path} gives a patient two {what}; give every patient one.")
     if len({bool(split) for _, split in table.values()}) > 1:
         raise DataError(f"{path} gives a split to some patients only; give all of them one, or none.")
     return table
@@ -149,24 +188,34 @@ def _make_splits(records: list[Record]) -> list[Record]:
 
 def _key(out: Path) -> bytes:
     """The key of the pseudonyms, beside the manifest, readable by its owner alone; made on first use."""
-    path = out.with_name(f"{out.stem}.key")
+    path = _key_path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
-        return bytes.fromhex(path.read_text(encoding="ascii"))
-    key = secrets.token_bytes(32)
+        text = path.read_text(encoding="ascii", errors="replace").strip()
+        if not re.fullmatch(f"[0-9a-f]{{{2 * _KEY_BYTES}}}", text):
+            # A short key, left by a crash or an editor, would give pseudonyms that can be guessed.
+            raise DataError(f"{path} is not a key of {_KEY_BYTES} bytes in hexadecimal; delete it to make a new one.")
+        return bytes.fromhex(text)
+    key = secrets.token_bytes(_KEY_BYTES)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as handle:
         handle.write(key.hex())
     return key
+
+
+def _key_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.key")
 
 
 def _pseudonym(key: bytes, text: str) -> str:
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:16]
 
 
-def _write_rejects(path: Path, folder: Path, rejects: list[tuple[Path, str]]) -> None:
-    """File names may identify, so this list too is for its owner alone."""
+def _write_table(path: Path, columns: tuple[str, ...], rows: list[tuple[str, str]]) -> None:
+    """File names and patient ids identify, so these lists are for their owner alone, from the moment they exist."""
     path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", newline="", encoding="utf-8") as out:
-        table = csv.writer(out, lineterminator="\n")
-        table.writerow(("path", "reason"))
-        table.writerows((str(file.relative_to(folder)), reason) for file, reason in sorted(rejects))
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    # A file name need not be valid text; it is shown escaped rather than stopping the list.
+    with os.fdopen(handle, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(columns)
+        table.writerows(rows)

@@ -16,7 +16,7 @@ from typing import Any
 
 from dpeq.errors import DataError
 
-__all__ = ["SPLITS", "Manifest", "Record", "write_private"]
+__all__ = ["SPLITS", "Manifest", "Record", "private_path", "write_private"]
 
 SPLITS = ("train", "val", "test")
 _VERSION = 1
@@ -51,9 +51,15 @@ class Manifest:
                 raise DataError(f"Image {record.image} is in a split '{record.split}'; use one of {', '.join(SPLITS)}.")
             if not 0 <= record.label < len(self.classes):
                 raise DataError(f"Image {record.image} has label {record.label}; use 0 to {len(self.classes) - 1}.")
+            if not record.files:
+                raise DataError(f"Image {record.image} has no files; run 'dpeq index' again.")
+        if len({record.image for record in self.records}) < len(self.records):
+            raise DataError("The manifest names an image twice; run 'dpeq index' again.")
         for patient, names in splits.items():
             if len(names) > 1:
-                raise DataError(f"Patient {patient} is in the splits {' and '.join(sorted(names))}; give it one of them.")
+                raise DataError(
+                    f"Patient {patient} is in the splits {' and '.join(sorted(names))}; give it one of them."
+                )
         for split in SPLITS:
             if not any(record.split == split for record in self.records):
                 raise DataError(f"The manifest has no {split} images; put some patients into that split.")
@@ -76,20 +82,24 @@ class Manifest:
         path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         files = {record.image: list(record.files) for record in self.records}
-        write_private(_private(path), {"manifest_sha256": digest, "root": str(self.root.resolve()), "files": files})
+        write_private(private_path(path), {"manifest_sha256": digest, "root": str(self.root.resolve()), "files": files})
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Reads and checks a manifest; raises :class:`DataError` when either part is missing, broken or mismatched."""
         if not path.is_file():
             raise DataError(f"There is no manifest {path}; make one with 'dpeq index FOLDER --out {path}'.")
-        public, private = _load(path), _load(_private(path))
+        public, private = _load(path), _load(private_path(path))
         if private.get("manifest_sha256") != hashlib.sha256(path.read_bytes()).hexdigest():
             raise DataError(f"{path} was changed after it was indexed; run 'dpeq index' again.")
         try:
             records = tuple(
                 Record(
-                    str(r["patient"]), str(r["image"]), int(r["label"]), str(r["split"]), tuple(private["files"][r["image"]])
+                    str(r["patient"]),
+                    str(r["image"]),
+                    int(r["label"]),
+                    str(r["split"]),
+                    tuple(private["files"][r["image"]]),
                 )
                 for r in public["records"]
             )
@@ -103,7 +113,6 @@ class Manifest:
         return tuple(record for record in self.records if record.split == name)
 
 
-
 def write_private(path: Path, body: Any) -> None:
     """JSON that its owner alone can read, from the moment it exists."""
     path.unlink(missing_ok=True)
@@ -111,7 +120,8 @@ def write_private(path: Path, body: Any) -> None:
         json.dump(body, handle)
 
 
-def _private(path: Path) -> Path:
+def private_path(path: Path) -> Path:
+    """Where the list of files of the manifest ``path`` lies."""
     return path.with_name(f"{path.stem}.private.json")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,13 +56,15 @@ def load_medmnist(card: Card, path: Path, unit: str) -> dict[str, ImageSet]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for s in ("train", "val", "test") for key in (f"{s}_images", f"{s}_labels")}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is no whole MedMNIST file ({reason}); delete it and download it again.") from error
     for split in ("train", "val", "test"):
         pixels, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if pixels.dtype != np.uint8 or pixels.ndim != card.dim + 1 or len(labels) != len(pixels):
-            raise DataError(f"{path} holds {pixels.dtype} {split} images of shape {pixels.shape}; use the official file.")
+            raise DataError(
+                f"{path} holds {pixels.dtype} {split} images of shape {pixels.shape}; use the official file."
+            )
         images = torch.from_numpy(pixels).unsqueeze(1).float() / 255
         n = len(images)
         targets = torch.from_numpy(labels.astype(np.int64)).flatten()
@@ -77,31 +80,37 @@ def _folders(root: Path | None) -> list[Path]:
 
 
 def _check(path: Path, card: Card) -> None:
-    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    digest = _md5(path)
     if digest != card.md5:
         raise DataError(
-            f"{path} is not the file its card describes (md5 {digest}, not {card.md5}); delete it and download it again."
+            f"{path} is not the file that its card describes (md5 {digest}, not {card.md5}); delete it to download it "
+            "again."
         )
 
 
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
 def _download(card: Card, target: Path, progress: Progress | None) -> Path:
+    # A name of its own and a rename at the end: two processes, or a cut connection, never leave half a file behind.
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".part")
     partial = Path(name)
+    mend = f"put {card.file} in {target.parent}, or name its folder with --data-root"
     try:
-        with urllib.request.urlopen(str(card.url), timeout=30) as response, os.fdopen(handle, "wb") as out:
+        with os.fdopen(handle, "wb") as out, urllib.request.urlopen(str(card.url), timeout=30) as response:
             total = int(response.headers.get("Content-Length") or 0)
             while block := response.read(_CHUNK):
                 out.write(block)
                 if progress is not None:
                     progress(out.tell(), total)
-        _check(partial, card)
+        if (digest := _md5(partial)) != card.md5:
+            raise DataError(f"{card.url} gave a broken file (md5 {digest}, not {card.md5}); try again, or {mend}.")
+        partial.chmod(0o644)  # mkstemp gives 0600; the cache may be shared
         partial.replace(target)
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise DataError(
-            f"{card.title} could not be downloaded from {card.url} ({reason}); put {card.file} in {target.parent}, or "
-            "name its folder with --data-root."
-        ) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        raise DataError(f"{card.title} could not be downloaded from {card.url} ({reason}); {mend}.") from error
     finally:
         partial.unlink(missing_ok=True)
     return target

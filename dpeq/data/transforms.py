@@ -1,4 +1,4 @@
-"""Fixed preprocessing of volumes with MONAI: orientation, spacing, window, size. No statistic of the data set enters."""
+"""Preprocessing of volumes with MONAI: orientation, spacing, window, size; no statistic of the data set enters."""
 
 from __future__ import annotations
 

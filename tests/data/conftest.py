@@ -1,0 +1,73 @@
+"""Small synthetic DICOM files, written slice by slice so that a test can break exactly one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+WriteSeries = Callable[..., list[Path]]
+
+
+def write_slice(path: Path, pixels: np.ndarray, **elements: object) -> Path:
+    """One CT slice of ``pixels``; ``elements`` override or, with None, leave out header entries."""
+    data = Dataset()
+    bits = 8 * pixels.itemsize
+    defaults: dict[str, object] = {
+        "SOPClassUID": CTImageStorage,
+        "SOPInstanceUID": f"2.25.{abs(hash(str(path))) % 10**12}",
+        "PatientID": "P1",
+        "PatientName": "Doe^Jane",
+        "PatientBirthDate": "19700101",
+        "StudyInstanceUID": "2.25.1",
+        "SeriesInstanceUID": "2.25.2",
+        "Modality": "CT",
+        "ImageOrientationPatient": [1.0, 0, 0, 0, 1, 0],
+        "ImagePositionPatient": [0.0, 0, 0],
+        "PixelSpacing": [2.0, 3.0],
+        "Rows": pixels.shape[0],
+        "Columns": pixels.shape[1],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": int(pixels.dtype.kind == "i"),
+        "RescaleSlope": 1.0,
+        "RescaleIntercept": -1024.0,
+        "PixelData": pixels.tobytes(),
+    }
+    for keyword, value in {**defaults, **elements}.items():
+        if value is not None:
+            setattr(data, keyword, value)
+    data.file_meta = FileMetaDataset()
+    data.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = str(defaults["SOPInstanceUID"])
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.fixture
+def write_series(tmp_path: Path) -> WriteSeries:
+    """``write_series(folder, slices=4, change={index: elements}, **elements)``: files in a shuffled name order."""
+
+    def write(
+        folder: str = "series", slices: int = 4, change: dict[int, dict[str, object]] | None = None, **elements: object
+    ) -> list[Path]:
+        rng = np.random.default_rng(0)
+        paths = []
+        for index in range(slices):
+            pixels = rng.integers(0, 2000, (5, 6)).astype("<u2")
+            position = {"ImagePositionPatient": [10.0, 20.0, 30.0 + 4.0 * index]}
+            name = f"IM{(slices + 1 - index) % slices:02d}"  # no order, no suffix: both must not matter
+            settings = {**position, **elements, **(change or {}).get(index, {})}
+            paths.append(write_slice(tmp_path / folder / name, pixels, **settings))
+        return paths
+
+    return write
