@@ -1,0 +1,172 @@
+"""The loop against a separate, plain reference: explicit units, numpy noise, no Opacus."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from helpers import unit_gradients_by_autograd
+from torch import nn
+
+from dpeq.data.images import ImageSet
+from dpeq.data.sampling import UnitViews, poisson_sample
+from dpeq.errors import BudgetError, ConfigError
+from dpeq.models.registry import build_model
+from dpeq.models.resnet9 import ResNet9Spec
+from dpeq.privacy.ledger import Ledger, read_ledger
+from dpeq.privacy.plan import PrivacyPlan
+from dpeq.training.loop import OptimizerSettings, train
+from dpeq.training.randomness import Randomness
+
+CPU = torch.device("cpu")
+SPEC = ResNet9Spec("C4", "none", (1, 1, 2), (1, 1, 1), stem_pool=True)
+
+
+def plan(**changes) -> PrivacyPlan:
+    values = {
+        "epsilon_target": 100.0,
+        "delta": 1e-5,
+        "unit": "patient",
+        "sample_rate": 0.4,
+        "steps": 4,
+        "expected_batch_size": 4,
+        "noise_multiplier": 0.7,
+        "max_grad_norm": 0.3,
+        "public_units": 10,
+        "views": 2,
+        "accountant": "prv",
+        "epsilon": {"prv_upper": 99.0},
+    }
+    return PrivacyPlan(**{**values, **changes})
+
+
+def patients(seed: int = 0) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    units = torch.repeat_interleave(torch.arange(10), torch.tensor([1, 2, 3, 1, 2, 3, 1, 2, 3, 1]))
+    images = torch.randn(len(units), 1, 8, 8, generator=generator)
+    return ImageSet(images, units % 2, units, 10, ("a", "b"), "train")
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
+def trained(tmp_path, p: PrivacyPlan, *, name: str = "ledger", **settings):
+    model = build_model(SPEC, 1, 2, seed=5)
+    with Ledger.create(tmp_path / f"{name}.jsonl", p) as ledger:
+        result = train(
+            model,
+            patients(),
+            p,
+            ledger,
+            OptimizerSettings(**{"lr": 0.5, **settings}),
+            Randomness.create(11),
+            device=CPU,
+        )
+    return result
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("sigma", [0.0, 0.7])
+def test_the_loop_is_the_equation(tmp_path, momentum, sigma):
+    """Same coins, same views, same noise stream; sums, clipping, normaliser and EMA written out by hand."""
+    private = {} if sigma else {"epsilon_target": math.inf, "accountant": "none", "epsilon": {}}
+    p = plan(noise_multiplier=sigma, **private)
+    result = trained(tmp_path, p, momentum=momentum, ema_decay=0.5, physical_units=2)
+
+    model = build_model(SPEC, 1, 2, seed=5)
+    data, random = patients(), Randomness.create(11)
+    views = UnitViews(data.units, data.n_units, p.views)
+    velocity, average = torch.zeros_like(flat(model)), flat(model)
+    for step in range(p.steps):
+        total = torch.zeros_like(velocity)
+        sampled = poisson_sample(10, p.sample_rate, random.sampling)
+        for pair in sampled.split(2) if len(sampled) else ():
+            rows = views.choose(pair, random.sampling)
+            each = unit_gradients_by_autograd(model, data.images[rows], data.labels[rows], p.views)
+            vectors = torch.cat([g.flatten(1) for g in each.values()], dim=1)
+            for vector in vectors:
+                total += vector * min(1.0, p.max_grad_norm / float(vector.norm()))
+        noise = (
+            [torch.normal(0, sigma * p.max_grad_norm, q.shape, generator=random.noise) for q in model.parameters()]
+            if sigma
+            else None
+        )
+        if noise is not None:
+            total += torch.cat([n.flatten() for n in noise])
+        velocity = momentum * velocity + total / p.expected_batch_size
+        weights = flat(model) - 0.5 * velocity
+        nn.utils.vector_to_parameters(weights, model.parameters())
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = weights if step == 0 else decay * average + (1 - decay) * weights
+    torch.testing.assert_close(flat(result.last), flat(model), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(flat(result.averaged), average, atol=2e-5, rtol=1e-4)
+
+
+def test_physical_batches_of_any_size_give_the_same_weights(tmp_path):
+    weights = [
+        flat(trained(tmp_path, plan(views=1), name=str(size), physical_units=size).last) for size in (10, 64)
+    ]  # both hold every sampled unit, so views are drawn in the same order
+    torch.testing.assert_close(weights[0], weights[1])
+
+
+def test_every_step_is_in_the_ledger_before_it_is_taken(tmp_path):
+    """When a step dies in its first moment the ledger has it already."""
+    p = plan()
+
+    def die(step: int) -> None:
+        if step == 2:
+            raise RuntimeError("power cut")
+
+    model = build_model(SPEC, 1, 2, seed=0)
+    broken = dataclasses.replace(patients())
+    with Ledger.create(tmp_path / "l.jsonl", p) as ledger:
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(model, broken, p, ledger, OptimizerSettings(0.1), Randomness.create(0), device=CPU, on_step=die)
+        assert ledger.steps == 2
+    bad_forward = build_model(SPEC, 1, 2, seed=0)
+    bad_forward.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("read error")))
+    full = plan(sample_rate=1.0)
+    with Ledger.create(tmp_path / "m.jsonl", full) as ledger, pytest.raises(RuntimeError, match="read error"):
+        train(bad_forward, patients(), full, ledger, OptimizerSettings(0.1), Randomness.create(0), device=CPU)
+    assert read_ledger(tmp_path / "m.jsonl").steps == 1, "the step that died in its forward pass is counted"
+
+
+def test_an_exhausted_plan_stops_cleanly_and_allows_nothing_more(tmp_path):
+    p = plan(steps=3)
+    model = build_model(SPEC, 1, 2, seed=0)
+    with Ledger.create(tmp_path / "l.jsonl", p) as ledger:
+        first = train(model, patients(), p, ledger, OptimizerSettings(0.1), Randomness.create(0), device=CPU)
+        assert first.steps == 3
+        before = flat(model)
+        train(model, patients(), p, ledger, OptimizerSettings(0.1), Randomness.create(1), device=CPU)
+        assert torch.equal(flat(model), before), "nothing is left to spend, so nothing is learned"
+        with pytest.raises(BudgetError):
+            ledger.spend(4)
+
+
+def test_batches_that_happen_to_be_empty_still_get_their_noise(tmp_path):
+    p = plan(sample_rate=1e-6, steps=2, expected_batch_size=1)
+    start = flat(build_model(SPEC, 1, 2, seed=5))
+    result = trained(tmp_path, p)
+    moved = flat(result.last) - start
+    expected = 0.5 * p.noise_multiplier * p.max_grad_norm * math.sqrt(2)
+    assert float(moved.std()) == pytest.approx(expected, rel=5 / math.sqrt(2 * len(moved)))
+
+
+def test_an_image_plan_refuses_data_grouped_by_patient(tmp_path):
+    with pytest.raises(ConfigError, match=r"set data\.unit to 'patient'"):
+        trained(tmp_path, plan(unit="image"))
+
+
+def test_seeded_streams_are_independent_and_unseeded_ones_differ():
+    a, b, c = Randomness.create(3), Randomness.create(3), Randomness.create(4)
+    draw = lambda g: torch.rand(1000, generator=g)  # noqa: E731
+    sampling, noise = draw(a.sampling), draw(a.noise)
+    assert torch.equal(sampling, draw(b.sampling))
+    assert a.init_seed == b.init_seed != c.init_seed
+    assert abs(float(torch.corrcoef(torch.stack([sampling, noise]))[0, 1])) < 5 / math.sqrt(1000)
+    assert not torch.equal(sampling, draw(c.sampling))
+    first, second = Randomness.create(None), Randomness.create(None)
+    assert (a.kind, first.kind) == ("seeded", "os")
+    assert not torch.equal(draw(first.noise), draw(second.noise))
