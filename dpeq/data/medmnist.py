@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import os
 import tempfile
+import urllib.error
 import urllib.request
 import zipfile
 import zlib
@@ -54,7 +55,8 @@ def load_medmnist(card: Card, path: Path, unit: str) -> dict[str, ImageSet]:
         raise DataError(f"{card.title} names no patients, so a patient cannot be its unit; set data.unit to image.")
     splits = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy leaks the file of a broken archive when it opens the path itself.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {key: archive[key] for s in ("train", "val", "test") for key in (f"{s}_images", f"{s}_labels")}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())
@@ -109,6 +111,8 @@ def _download(card: Card, target: Path, progress: Progress | None) -> Path:
         partial.chmod(0o644)  # mkstemp gives 0600; the cache may be shared
         partial.replace(target)
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it is the answer of the server too, with an open connection
         reason = " ".join(str(getattr(error, "reason", error)).split())
         raise DataError(f"{card.title} could not be downloaded from {card.url} ({reason}); {mend}.") from error
     finally:
