@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and the tables printed afterwards. Nothing private is shown."""
+"""What the person at the machine sees while a run goes on, and the tables printed afterwards."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from rich.table import Table
 
 from dpeq.privacy import accounting
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.reporting.numbers import round_up
 
 __all__ = ["RichObserver", "plan_table", "summary_table"]
 
@@ -73,7 +74,7 @@ class RichObserver:
             self._console.print(f"[yellow]Note:[/] {plan.accountant_note}")
 
     def stepped(self, step: int, plan: PrivacyPlan) -> None:
-        note = f"epsilon {self.epsilon(step):.2f} of {plan.epsilon_target:g}" if plan.private else "NON-PRIVATE"
+        note = f"epsilon {round_up(self.epsilon(step))} of {plan.epsilon_target:g}" if plan.private else "NON-PRIVATE"
         self._advance(step, plan.steps, note)
 
     def epsilon(self, step: int) -> float:
@@ -102,9 +103,9 @@ def plan_table(plan: PrivacyPlan, seconds: float | None) -> Table:
         ("noise multiplier", f"{plan.noise_multiplier:g}"),
         ("clipping norm", f"{plan.max_grad_norm:g}"),
     ]
-    rows += [(f"epsilon by {name}", f"{value:.3f}") for name, value in plan.epsilon.items()]
+    rows += [(f"epsilon by {name}", round_up(value, 3)) for name, value in plan.epsilon.items()]
     if plan.mu is not None:
-        rows.append(("mu (Gaussian DP)", f"{plan.mu:.3f}"))
+        rows.append(("mu (Gaussian DP)", round_up(plan.mu, 3)))
     if plan.accountant_note:
         rows.append(("note", plan.accountant_note))
     if seconds is not None:
@@ -120,7 +121,8 @@ def summary_table(report: dict[str, Any], html: Path) -> Table:
     table = Table(title="Done", show_header=False, title_justify="left")
     if guarantee["private"]:
         table.add_row(
-            "guarantee", f"epsilon {guarantee['epsilon']:.3f}, delta {guarantee['delta']:g} per {guarantee['unit']}"
+            "guarantee",
+            f"epsilon {round_up(guarantee['epsilon'], 3)}, delta {guarantee['delta']:g} per {guarantee['unit']}",
         )
     else:
         table.add_row("guarantee", "NON-PRIVATE: no noise was added")

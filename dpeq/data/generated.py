@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,15 @@ Progress = Callable[[int, int], None]
 def ensure_generated(card: Card, progress: Progress | None = None) -> Path:
     """The manifest of a card's generated archive, made on first use; ``progress`` counts patients.
 
-    The folder is named by the generator's options, so changed options make another archive. An archive that is there
-    but no longer reads back is made anew.
+    The folder is named by the generator's options and its code, so a change of either makes another archive. One that is
+    there but no longer reads back is made anew.
     """
     options = card.generator_options
     if card.generator is None or options is None:
         raise ConfigError(f"{card.title} cannot be generated; index its folder and set data.manifest.")
-    folder = cache_dir("data") / f"{card.name}-{options.patients}-{options.seed}"
+    source = asset("datasets", card.generator)
+    version = hashlib.sha256(source.read_bytes()).hexdigest()[:8]
+    folder = cache_dir("data") / f"{card.name}-{options.patients}-{options.seed}-{version}"
     manifest = folder / "index" / "manifest.json"
     if manifest.is_file():
         try:
@@ -35,7 +38,7 @@ def ensure_generated(card: Card, progress: Progress | None = None) -> Path:
         except DataError:
             shutil.rmtree(folder)
     if not (folder / "archive").is_dir():
-        generator = load_module(asset("datasets", card.generator))
+        generator = load_module(source)
         generator.generate(folder, patients=options.patients, seed=options.seed, progress=progress)
     index_folder(folder / "archive", folder / "labels.csv", manifest, classes=card.classes)
     return manifest

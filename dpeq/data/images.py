@@ -24,6 +24,7 @@ class ImageSet:
         n_units: number of units; each owns at least one image.
         classes: names of the classes.
         name: of the split.
+        unit: what a unit is, "image" or "patient".
     """
 
     images: Tensor
@@ -32,6 +33,7 @@ class ImageSet:
     n_units: int
     classes: tuple[str, ...]
     name: str
+    unit: str
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -46,10 +48,6 @@ class ImageSet:
                 f"The {self.name} split has labels outside 0 .. {len(self.classes) - 1}; correct the labels or the "
                 "classes on the card."
             )
-
-    @property
-    def max_images_per_unit(self) -> int:
-        return int(torch.bincount(self.units).max())
 
     def unit_labels(self) -> Tensor:
         """int64 ``[n_units]``: the label of each unit; raises :class:`DataError` when its images disagree."""

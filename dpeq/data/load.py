@@ -86,6 +86,7 @@ def _load_volumes(
             len(numbers),
             index.classes,
             name,
+            unit,
         )
     return splits
 

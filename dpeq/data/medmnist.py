@@ -70,7 +70,7 @@ def load_medmnist(card: Card, path: Path, unit: str) -> dict[str, ImageSet]:
         images = torch.from_numpy(pixels).unsqueeze(1).float() / 255
         n = len(images)
         targets = torch.from_numpy(labels.astype(np.int64)).flatten()
-        splits[split] = ImageSet((images - 0.5) / 0.5, targets, torch.arange(n), n, card.classes, split)
+        splits[split] = ImageSet((images - 0.5) / 0.5, targets, torch.arange(n), n, card.classes, split, unit)
     return splits
 
 

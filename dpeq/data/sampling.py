@@ -7,19 +7,25 @@ arXiv 1908.10530). Shuffling, or drawing a size first, is another mechanism with
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-__all__ = ["UnitViews", "poisson_sample"]
+__all__ = ["Uniform", "UnitViews", "poisson_sample"]
 
 
-def poisson_sample(n_units: int, sample_rate: float, generator: torch.Generator | None) -> Tensor:
+class Uniform(Protocol):
+    """A source of float64 numbers in (0, 1), such as :class:`dpeq.privacy.randomness.Stream`."""
+
+    def uniform(self, *shape: int) -> Tensor: ...
+
+
+def poisson_sample(n_units: int, sample_rate: float, coins: Uniform) -> Tensor:
     """Indices of the units in one step: each of ``n_units`` enters by its own coin of bias ``sample_rate``."""
     if not 0 < sample_rate <= 1:
         raise ValueError(f"sample_rate is {sample_rate}; use a probability in (0, 1].")
-    # float64: a 24-bit uniform would round a small public rate.
-    coins = torch.rand(n_units, generator=generator, dtype=torch.float64)
-    return torch.nonzero(coins < sample_rate).flatten()
+    return torch.nonzero(coins.uniform(n_units) < sample_rate).flatten()
 
 
 class UnitViews:
@@ -43,15 +49,15 @@ class UnitViews:
         self._counts = counts
         self._starts = torch.cumsum(counts, 0) - counts
 
-    def choose(self, sampled: Tensor, generator: torch.Generator | None) -> Tensor:
+    def choose(self, sampled: Tensor, keys: Uniform) -> Tensor:
         """Image indices ``[len(sampled) * views]`` for the sampled units."""
         if len(sampled) == 0:
             return sampled.new_empty(0)
         counts, starts = self._counts[sampled], self._starts[sampled]
         widest = int(counts.max())
         # Random keys, infinite beyond a unit's own images: the argsort is a random permutation of each unit's images.
-        keys = torch.rand(len(sampled), widest, generator=generator)
-        keys[torch.arange(widest) >= counts[:, None]] = torch.inf
-        order = keys.argsort(dim=1)
+        drawn = keys.uniform(len(sampled), widest)
+        drawn[torch.arange(widest) >= counts[:, None]] = torch.inf
+        order = drawn.argsort(dim=1)
         turn = torch.arange(self.views) % counts[:, None]
         return self._images[starts[:, None] + order.gather(1, turn)].flatten()

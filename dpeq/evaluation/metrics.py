@@ -139,8 +139,13 @@ def _percentile_bounds(
 
 
 def _interval(value: float, low: float, high: float) -> dict[str, float]:
-    # Rounding noise must not push the point outside an interval that has collapsed onto it.
-    return {"value": float(value), "low": float(min(low, value)), "high": float(max(high, value))}
+    # Rounding noise must push neither the point out of an interval that has collapsed onto it nor a score past 0 or 1.
+    value = _unrounded(value)
+    return {"value": value, "low": _unrounded(min(low, value)), "high": _unrounded(max(high, value))}
+
+
+def _unrounded(score: float) -> float:
+    return float(np.clip(score, 0.0, 1.0)) if -1e-9 < score < 1 + 1e-9 else float(score)
 
 
 def _brier_terms(proba: Array, truth: NDArray[np.int64]) -> Array:

@@ -26,6 +26,7 @@ from dpeq.errors import ConfigError
 from dpeq.nn.norm import EquivariantGroupNorm, group_norm_per_unit_gradients
 from dpeq.nn.steerable import SteerableConv, steerable_conv_per_unit_gradients
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.privacy.randomness import Stream
 
 __all__ = ["PlanOptimizer", "UnitGradSampleModule"]
 
@@ -60,19 +61,25 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
         views: K, the rows of the batch that belong to one unit.
 
     Raises:
-        ConfigError: when a trainable layer carries buffers (batch norm above all), which mix units, or when
-            ``views > 1`` and a trainable layer has no registered grad sampler.
+        ConfigError: when a layer carries running statistics (batch norm above all), which mix units, or when a
+            trainable layer has no registered grad sampler.
     """
 
     def __init__(self, module: nn.Module, views: int = 1) -> None:
         for name, layer in module.named_modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 raise ConfigError(f"Layer '{name}' is a batch norm, which mixes patients; use group norm.")
-            own = any(p.requires_grad for p in layer.parameters(recurse=False))
-            if own and views > 1 and type(layer) not in GradSampleModule.GRAD_SAMPLERS:
+            if any(buffer.is_floating_point() for buffer in layer.buffers(recurse=False)):
                 raise ConfigError(
-                    f"Layer '{name}' ({type(layer).__name__}) has no registered grad sampler, which views > 1 needs; "
-                    "register one with opacus.grad_sample.register_grad_sampler or set views to 1."
+                    f"Layer '{name}' ({type(layer).__name__}) keeps running statistics in buffers, which no noise "
+                    "covers; use a layer without them, such as group norm."
+                )
+            own = any(p.requires_grad for p in layer.parameters(recurse=False))
+            if own and type(layer) not in GradSampleModule.GRAD_SAMPLERS:
+                # Opacus' functorch fall-back copies layers in ways that dpeq's cannot follow, so nothing is left to it.
+                raise ConfigError(
+                    f"Layer '{name}' ({type(layer).__name__}) has no registered grad sampler; register one with "
+                    "opacus.grad_sample.register_grad_sampler."
                 )
         self.views = views
         # Looked up through the instance by Opacus' hook: the same samplers, folded over views.
@@ -113,6 +120,14 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
             # The first layer's input needs no gradient; its hook fires all the same, which is all that is needed here.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             loss.backward()  # type: ignore[no-untyped-call]
+        units = len(labels) // self.views
+        for name, p in self._module.named_parameters():
+            if p.requires_grad and (p.grad_sample is None or len(p.grad_sample) != units):
+                found = "no gradient" if p.grad_sample is None else f"{len(p.grad_sample)} gradients"
+                raise ConfigError(
+                    f"Parameter '{name}' got {found} for {units} units; every row of the batch must stay one row, and "
+                    "every trainable parameter must be used."
+                )
 
     def detach(self) -> nn.Module:
         """Removes every hook and mark, and returns the plain network."""
@@ -120,6 +135,8 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
         for layer in self._module.modules():
             if isinstance(layer, SteerableConv):
                 layer.per_unit = False
+            if isinstance(layer, _FOLDS_VIEWS):
+                layer.views = 1  # type: ignore[assignment]
         module: nn.Module = self._module
         return module
 
@@ -133,17 +150,15 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
     Args:
         optimizer: any torch optimiser over the trainable parameters.
         plan: gives sigma, C and B, together.
-        generator: source of the noise.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, plan: PrivacyPlan, generator: torch.Generator | None) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, plan: PrivacyPlan) -> None:
         super().__init__(
             optimizer,
             noise_multiplier=plan.noise_multiplier,
             max_grad_norm=plan.max_grad_norm,
             expected_batch_size=plan.expected_batch_size,
             loss_reduction="mean",
-            generator=generator,
         )
         self.plan = plan
 
@@ -154,7 +169,8 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         """
         samples = [self._get_flat_grad_sample(p) for p in self.params]
         per_parameter = [
-            torch.linalg.vector_norm(g.flatten(1).to(p.dtype), dim=1) for p, g in zip(self.params, samples, strict=True)
+            torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.promote_types(g.dtype, torch.float32))
+            for g in samples
         ]
         norms = torch.linalg.vector_norm(torch.stack(per_parameter), dim=0)
         finite = norms.isfinite()
@@ -177,12 +193,19 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             p.grad_sample = None
             p.grad = None
 
-    def finish(self) -> None:
-        """Adds the noise, divides by B and steps; called exactly once per logical step, whatever was sampled."""
+    def finish(self, noise: Stream) -> None:
+        """Adds the noise, divides by B and steps; called exactly once per logical step, whatever was sampled.
+
+        Args:
+            noise: this step's stream, and no other step's.
+        """
+        std = self.plan.noise_multiplier * self.plan.max_grad_norm
         for p in self.params:
-            if p.summed_grad is None:
-                p.summed_grad = torch.zeros_like(p)
-        self.add_noise()
+            total = torch.zeros_like(p) if p.summed_grad is None else p.summed_grad
+            if std > 0:
+                # Drawn in float64 on the processor, whatever the device and type of the parameters.
+                total = (total.double() + std * noise.normal(*p.shape).to(p.device)).to(p.dtype)
+            p.grad = total
         self.scale_grad()
         self.original_optimizer.step()
         for p in self.params:

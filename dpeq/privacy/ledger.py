@@ -142,7 +142,7 @@ class Ledger:
             os.link(temporary, path)
         except FileExistsError as error:
             os.close(descriptor)
-            raise ConfigError(f"The ledger {path} exists; resume that run or choose another run folder.") from error
+            raise ConfigError(f"The ledger {path} exists; choose another run folder.") from error
         except OSError as error:
             os.close(descriptor)
             raise ConfigError(f"The ledger {path} cannot be made ({error.strerror}); choose another folder.") from error
@@ -174,7 +174,7 @@ class Ledger:
             if different or entries[0]["plan_sha256"] != plan.sha256:
                 names = ", ".join(different) or "plan_sha256"
                 raise ConfigError(
-                    f"The ledger {path} belongs to another plan (differs in {names}); resume with its own."
+                    f"The ledger {path} belongs to another plan (differs in {names}); open it with its own."
                 )
             ledger = cls(path, descriptor, plan, entries)
             os.fchmod(descriptor, 0o600)
@@ -231,7 +231,7 @@ class Ledger:
             # What reached the disk is unknown: write no more. The next open() counts the line if it is whole.
             self.close()
             raise BudgetError(
-                f"The ledger {self.path} could not be written ({error.strerror}); mend the disk, then resume."
+                f"The ledger {self.path} could not be written ({error.strerror}); mend the disk, then train again."
             ) from error
         self._head = _sha256(line)
 

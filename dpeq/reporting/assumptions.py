@@ -51,7 +51,7 @@ def _attention(source: RunDirectory, loss: Spent) -> list[tuple[Kind, str, str]]
             (
                 "Fewer steps than planned",
                 f"The ledger shows {loss.steps:,} of {plan.steps:,} steps. The guarantee is stated for the steps that "
-                "were spent. It holds only if the run is not resumed; resuming spends more.",
+                "were spent.",
             )
         )
     if source.ledger.torn:
@@ -62,25 +62,16 @@ def _attention(source: RunDirectory, loss: Spent) -> list[tuple[Kind, str, str]]
                 "taken without one; all other lines are intact.",
             )
         )
-    most = run["data"].get("max_images_per_unit")
-    if plan.unit == "image" and isinstance(most, int) and most > 1:
+    if plan.unit == "image" and plan.private:
         found.append(
             (
                 "One image is protected, not one patient",
-                f"A single unit holds up to {most} images. Somebody with k images in the data is protected k times "
-                "less (epsilon grows about k-fold); choose the patient as the unit to protect persons.",
+                "Somebody with k images in the data is protected k times less (epsilon grows about k-fold), and the "
+                "intervals of the scores treat images as independent; choose the patient as the unit to protect "
+                "persons.",
             )
         )
     test = source.metrics["test"]
-    counts = run["data"].get("counts", {}).get("test", {})
-    if counts.get("units") and counts.get("images", 0) > counts["units"]:
-        found.append(
-            (
-                "Intervals may be too narrow",
-                f"The {counts['images']:,} test images come from {counts['units']:,} patients; the intervals treat "
-                "images as independent.",
-            )
-        )
     if test.get("absent_classes"):
         found.append(
             (
@@ -93,7 +84,8 @@ def _attention(source: RunDirectory, loss: Spent) -> list[tuple[Kind, str, str]]
         found.append(
             (
                 "An interval has collapsed",
-                "A score of exactly 0 or 1 leaves nothing to resample, so its interval looks certain and is not.",
+                "A score that is the same in every resample (0 or 1, or one answer to all cases) has an interval that "
+                "looks certain and is not.",
             )
         )
     found.extend(("Warning of the run", str(text)) for text in run["warnings"])
@@ -101,7 +93,7 @@ def _attention(source: RunDirectory, loss: Spent) -> list[tuple[Kind, str, str]]
 
 
 def _assumptions(source: RunDirectory) -> list[tuple[Kind, str, str]]:
-    plan, data = source.plan, source.run["data"]
+    plan = source.plan
     found = [
         (
             "The data holder is trusted",
@@ -126,12 +118,10 @@ def _assumptions(source: RunDirectory) -> list[tuple[Kind, str, str]]:
         ),
     ]
     if plan.unit == "patient":
-        most = data.get("max_images_per_unit")
-        among = f" (at most {most} in this data set)" if isinstance(most, int) else ""
         found.append(
             (
                 "Records are joined correctly",
-                f"All images of one patient{among} carry the same pseudonym and are clipped as one contribution. A "
+                "All images of one patient carry the same pseudonym and are clipped as one contribution. A "
                 "patient who appears under two pseudonyms counts as two and is protected half as well.",
             )
         )
@@ -146,9 +136,9 @@ def _assumptions(source: RunDirectory) -> list[tuple[Kind, str, str]]:
     found.append(
         (
             "Faithful arithmetic and chance",
-            "The proof is about real numbers and true chance. The program uses floating-point numbers and PyTorch's "
-            "generator, which is not a cryptographic one; attacks on either (Mironov, CCS 2012) are outside the "
-            "guarantee.",
+            "The proof is about real numbers and true chance. The program draws coins and noise from a cryptographic "
+            "generator (ChaCha20) and adds them in floating-point numbers; attacks on the latter (Mironov, CCS 2012) "
+            "are outside the guarantee.",
         )
     )
     return [("assumption", title, text) for title, text in found]
@@ -158,7 +148,8 @@ def _not_covered(source: RunDirectory) -> list[tuple[Kind, str, str]]:
     found = [
         (
             "Validation and test images",
-            "They took no part in training, and the scores in this report were computed from them without noise.",
+            "They took no part in training, and the scores in this report were computed from them without noise. The "
+            "times and the memory of the run depend on the data too, if only slightly.",
         ),
         (
             "Burned-in text and identifiers",

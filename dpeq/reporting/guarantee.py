@@ -20,12 +20,14 @@ from typing import Any
 
 from scipy.stats import norm
 
+from dpeq.errors import DataError
 from dpeq.privacy.accounting import mu_bound, upper_bound
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.numbers import round_up, scientific
 
 __all__ = ["FALSE_ALARMS", "Spent", "advantage", "attacker", "hit_rate", "spent", "statement"]
 
+_RECOMPUTED = 1e-3  # relative rounding allowed between a plan's epsilon and its recomputation
 FALSE_ALARMS = (0.001, 0.01, 0.1)  # the rates at which membership attacks are usually reported
 
 
@@ -50,6 +52,7 @@ def spent(plan: PrivacyPlan, steps: int) -> Spent:
     if not plan.private:
         return Spent(steps, math.inf, None, plan.accountant, plan.accountant_note, complete)
     if complete:
+        _recompute(plan)
         return Spent(steps, plan.epsilon_spent, plan.mu, plan.accountant, plan.accountant_note, True)
     if steps == 0:
         return Spent(
@@ -61,6 +64,16 @@ def spent(plan: PrivacyPlan, steps: int) -> Spent:
     if epsilon > plan.epsilon_spent:
         return Spent(steps, plan.epsilon_spent, mu, plan.accountant, plan.accountant_note, False)
     return Spent(steps, epsilon, mu, name, note, False)
+
+
+def _recompute(plan: PrivacyPlan) -> None:
+    """A plan file states its own epsilon; refuse one whose constants cost more than it says."""
+    epsilon, name, _ = upper_bound(plan.sample_rate, plan.noise_multiplier, plan.steps, plan.delta)
+    if epsilon > plan.epsilon_spent * (1 + _RECOMPUTED):
+        raise DataError(
+            f"The plan states epsilon {plan.epsilon_spent:.3f} but its constants cost {epsilon:.3f} by {name}; restore "
+            "the plan that the run was made with."
+        )
 
 
 def advantage(epsilon: float, delta: float, mu: float | None) -> float:
@@ -106,7 +119,11 @@ def statement(plan: PrivacyPlan, loss: Spent) -> str:
             f"{plan.unit} it was trained on."
         )
     one = "one patient, with all images of that patient," if plan.unit == "patient" else "one image"
-    gaussian = f", and Gaussian differential privacy with μ = {round_up(loss.mu, 3)}" if loss.mu is not None else ""
+    gaussian = (
+        f", and Gaussian differential privacy with μ = {round_up(loss.mu, 3)} (for every δ down to 10⁻¹⁰)"
+        if loss.mu is not None
+        else ""
+    )
     return (
         f"Training satisfies (ε, δ)-differential privacy with ε = {round_up(loss.epsilon, 2)} and "
         f"δ = {scientific(plan.delta)}{gaussian}, for training sets that differ by adding or removing {one} "

@@ -244,7 +244,7 @@ def _data_rows(data: dict[str, Any]) -> Rows:
         ("Same scale along all axes", symmetries.get("isotropic")),
         ("On symmetry", symmetries.get("note")),
         ("Citation", card.get("citation")),
-        ("SHA-256", data["sha256"]),
+        ("Keyed fingerprint (HMAC-SHA-256)", data["sha256"]),
     ]
     return [(label, numbers.show(value)) for label, value in rows if value is not None and value != ""]
 

@@ -98,7 +98,7 @@ def read_plan(path: Path) -> PrivacyPlan:
 def _file(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
-        raise DataError(f"The run directory {folder} has no {name}; the run did not finish, resume it.")
+        raise DataError(f"The run directory {folder} has no {name}; the run did not finish, train again.")
     return path
 
 

@@ -19,7 +19,7 @@ def estimate_seconds(
     """Seconds of training, from the second of two private batches of random images ``[units * views, *shape]``."""
     units = min(physical_units, plan.expected_batch_size)
     wrapped = UnitGradSampleModule(model.to(device).train(), plan.views)
-    optimizer = PlanOptimizer(torch.optim.SGD(model.parameters(), lr=0.0), plan, None)
+    optimizer = PlanOptimizer(torch.optim.SGD(model.parameters(), lr=0.0), plan)
     x = torch.randn(units * plan.views, *shape, device=device)
     y = torch.zeros(len(x), dtype=torch.int64, device=device)
     elapsed = 0.0

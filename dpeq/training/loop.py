@@ -17,7 +17,7 @@ from dpeq.errors import ConfigError
 from dpeq.privacy.clipping import PlanOptimizer, UnitGradSampleModule
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.training.randomness import Randomness
+from dpeq.privacy.randomness import Randomness
 
 __all__ = ["OptimizerSettings", "TrainingResult", "train"]
 
@@ -65,39 +65,51 @@ def train(
     device: torch.device,
     on_step: ProgressHook = lambda step: None,
 ) -> TrainingResult:
-    """Trains ``model`` in place for the plan's steps that the ledger has left.
+    """Trains ``model`` in place for all steps of the plan; an exhausted ledger leaves it as it is.
 
     Raises:
         BudgetError: from the ledger, before a step that the plan does not allow.
-        ConfigError: when the network cannot be trained privately.
+        ConfigError: when the network cannot be trained privately, or plan, ledger and data do not belong together.
     """
-    if plan.unit == "image" and images.n_units != len(images.labels):
-        raise ConfigError("The plan protects images but the data groups them by patient; set data.unit to 'patient'.")
+    if ledger.plan != plan:
+        raise ConfigError("The ledger was opened for another plan; open it with the plan of this training.")
+    if 0 < ledger.steps < plan.steps:
+        raise ConfigError(
+            f"The ledger holds {ledger.steps} of {plan.steps} steps of a run whose weights are gone; start a new run."
+        )
+    if plan.unit != images.unit:
+        raise ConfigError(
+            f"The plan protects one {plan.unit} but the data is grouped by {images.unit}; "
+            f"set data.unit to '{plan.unit}'."
+        )
     started = time.monotonic()
     model.to(device).train()
     averaged = _averaged(model, settings.ema_decay)
-    wrapped = UnitGradSampleModule(model, plan.views)
     sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], settings.lr, settings.momentum)
     schedule = (
         torch.optim.lr_scheduler.CosineAnnealingLR(sgd, plan.steps)
         if settings.decay_lr
         else torch.optim.lr_scheduler.ConstantLR(sgd, 1.0, 0)
     )
-    optimizer = PlanOptimizer(sgd, plan, randomness.noise)
     views = UnitViews(images.units, images.n_units, plan.views)
-    while ledger.steps < plan.steps:
-        step = ledger.steps + 1
-        ledger.spend(step)  # before anything is read: a crash from here on can only over-count
-        sampled = poisson_sample(images.n_units, plan.sample_rate, randomness.sampling)
-        for units in sampled.split(settings.physical_units) if len(sampled) else ():
-            rows = views.choose(units, randomness.sampling)
-            wrapped.backward(wrapped(images.images[rows].to(device)), images.labels[rows].to(device))
-            optimizer.accumulate()
-        optimizer.finish()
-        schedule.step()
-        averaged.update_parameters(model)
-        on_step(step)
-    wrapped.detach()
+    wrapped = UnitGradSampleModule(model, plan.views)
+    try:
+        optimizer = PlanOptimizer(sgd, plan)
+        while ledger.steps < plan.steps:
+            step = ledger.steps + 1
+            ledger.spend(step)  # before anything is read: a crash from here on can only over-count
+            sampled = poisson_sample(images.n_units, plan.sample_rate, randomness.stream("sampling", step))
+            # All rows are chosen at once, so that the physical batch size cannot change which.
+            rows = views.choose(sampled, randomness.stream("views", step))
+            for part in rows.split(settings.physical_units * plan.views) if len(rows) else ():
+                wrapped.backward(wrapped(images.images[part].to(device)), images.labels[part].to(device))
+                optimizer.accumulate()
+            optimizer.finish(randomness.stream("noise", step))
+            schedule.step()
+            averaged.update_parameters(model)
+            on_step(step)
+    finally:
+        wrapped.detach()
     return TrainingResult(averaged.module.eval(), model.eval(), ledger.steps, time.monotonic() - started)
 
 

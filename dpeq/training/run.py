@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+import os
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,15 +29,15 @@ from dpeq.models.registry import PRESETS, build_model, describe_model, resolve_s
 from dpeq.models.resnet9 import ResNet9Spec
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan, calibrate
+from dpeq.privacy.randomness import Randomness
 from dpeq.training.loop import OptimizerSettings, train
 from dpeq.training.provenance import environment, peak_memory_mib
-from dpeq.training.randomness import Randomness
 
 __all__ = ["Finished", "Observer", "Prepared", "Silent", "choose_device", "make_plan", "prepare", "run"]
 
 
 class Observer(Protocol):
-    """What a front end shows while a run goes on. Nothing private reaches it."""
+    """What the person at the machine sees while a run goes on. Loading counts files; nothing else here is private."""
 
     def stage(self, text: str) -> None: ...
     def loading(self, done: int, total: int) -> None: ...
@@ -95,6 +98,11 @@ def prepare(config: RunConfig) -> Prepared:
 def make_plan(prepared: Prepared) -> PrivacyPlan:
     """Calibrates the plan from public constants alone; no data set is an argument."""
     p = prepared.config.privacy
+    if p.public_units is None and prepared.unit != prepared.card.unit:
+        raise ConfigError(
+            f"Card {prepared.card.name} publishes a number of {prepared.card.unit}s but data.unit is {prepared.unit}; "
+            f"give privacy.public_units, the published number of training {prepared.unit}s."
+        )
     return calibrate(
         epsilon=p.epsilon,
         delta=p.delta,
@@ -192,7 +200,7 @@ def run(
         "log_private_metrics": False,
         **environment(device),
         "model": describe_model(config.model.name, prepared.spec, model, prepared.shape),
-        "data": _describe_data(prepared, splits),
+        "data": _describe_data(prepared, splits, _fingerprint_key(out)),
     }
     _write_json(folder / "run.json", record)
     return Finished(folder, splits)
@@ -216,19 +224,36 @@ def _score(model: nn.Module, images: ImageSet, device: torch.device, config: Run
     )
 
 
-def _describe_data(prepared: Prepared, splits: dict[str, ImageSet]) -> dict[str, Any]:
+def _describe_data(prepared: Prepared, splits: dict[str, ImageSet], key: bytes) -> dict[str, Any]:
+    """What a report may say of the data. The training split is private: its size and its plain hash are left out.
+
+    A plain hash would tell anybody who can guess the data whether the guess is right; a keyed one can be compared by
+    whoever holds the key, to make sure that two runs saw the same data.
+    """
     card = prepared.card
     hashes = "".join(splits[name].sha256() for name in sorted(splits))
+    evaluated = {name: {"images": len(splits[name].labels), "units": splits[name].n_units} for name in ("val", "test")}
     return {
         "name": card.name,
         "title": card.title,
         "card": card.model_dump(mode="json"),
-        "sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+        "sha256": hmac.new(key, hashes.encode(), hashlib.sha256).hexdigest(),
         "unit": prepared.unit,
         "classes": list(card.classes),
-        "counts": {name: {"images": len(s.labels), "units": s.n_units} for name, s in splits.items()},
-        "max_images_per_unit": max(s.max_images_per_unit for s in splits.values()),
+        "counts": {"train": None, **evaluated},
+        "max_images_per_unit": None,
     }
+
+
+def _fingerprint_key(out: Path) -> bytes:
+    """The key of the data fingerprints of all runs in ``out``, readable by its owner alone; made on first use."""
+    path = out / ".fingerprint.key"
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as handle:
+            handle.write(secrets.token_hex(32))
+    except FileExistsError:
+        pass
+    return bytes.fromhex(path.read_text(encoding="ascii"))
 
 
 def _save(folder: Path, averaged: nn.Module, last: nn.Module) -> None:

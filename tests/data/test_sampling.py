@@ -7,15 +7,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpeq.data.sampling import UnitViews, poisson_sample
+from dpeq.privacy.randomness import Randomness, Stream
+
+
+def stream(step: int) -> Stream:
+    return Randomness.create(0).stream("sampling", step)
 
 
 def test_every_unit_enters_by_its_own_coin():
     """Batch sizes are Binomial(n, q), each unit's rate is q, and two units are uncorrelated."""
     n, q, steps = 50, 0.13, 4000
-    generator = torch.Generator().manual_seed(0)
     entered = torch.zeros(steps, n)
     for step in range(steps):
-        entered[step, poisson_sample(n, q, generator)] = 1
+        entered[step, poisson_sample(n, q, stream(step))] = 1
     sizes = entered.sum(1).numpy()
     observed = [(sizes == k).sum() for k in range(0, 20)]
     expected = steps * stats.binom.pmf(range(0, 20), n, q)
@@ -29,11 +33,11 @@ def test_every_unit_enters_by_its_own_coin():
 
 
 def test_extremes():
-    assert poisson_sample(7, 1.0, None).tolist() == list(range(7))
-    empty = [len(poisson_sample(3, 0.01, torch.Generator().manual_seed(s))) == 0 for s in range(50)]
+    assert poisson_sample(7, 1.0, stream(0)).tolist() == list(range(7))
+    empty = [len(poisson_sample(3, 0.01, stream(s))) == 0 for s in range(50)]
     assert any(empty), "an empty batch is a legal draw"
     with pytest.raises(ValueError, match="sample_rate"):
-        poisson_sample(3, 0.0, None)
+        poisson_sample(3, 0.0, stream(0))
 
 
 @given(counts=st.lists(st.integers(1, 5), min_size=1, max_size=6), views=st.integers(1, 6), seed=st.integers(0, 1000))
@@ -43,7 +47,7 @@ def test_each_unit_fills_exactly_its_rows_with_its_own_images(counts, views, see
     units = owner[shuffled]
     chooser = UnitViews(units, len(counts), views)
     sampled = torch.arange(len(counts))[::2]
-    rows = chooser.choose(sampled, torch.Generator().manual_seed(seed)).view(len(sampled), views)
+    rows = chooser.choose(sampled, stream(seed)).view(len(sampled), views)
     for unit, row in zip(sampled.tolist(), rows, strict=True):
         assert (units[row] == unit).all()
         assert len(row.unique()) == min(views, counts[unit]), "no repeat before every image was shown"
@@ -51,8 +55,8 @@ def test_each_unit_fills_exactly_its_rows_with_its_own_images(counts, views, see
 
 def test_images_are_chosen_uniformly():
     chooser = UnitViews(torch.tensor([0, 0, 0, 1]), 2, 1)
-    generator = torch.Generator().manual_seed(0)
-    shown = torch.bincount(torch.cat([chooser.choose(torch.tensor([0]), generator) for _ in range(3000)]), minlength=4)
+    keys = stream(0)
+    shown = torch.bincount(torch.cat([chooser.choose(torch.tensor([0]), keys) for _ in range(3000)]), minlength=4)
     assert shown[3] == 0
     assert (shown[:3] - 1000).abs().max() < 4.5 * math.sqrt(3000 * 2 / 9)
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from dpeq.config import RunConfig, load_config
 from dpeq.data.index import index_folder
 from dpeq.pipeline import train_and_report

@@ -15,8 +15,10 @@ from dpeq.groups import group
 from dpeq.models.resnet9 import EqResNet9, ResNet9Spec
 from dpeq.nn.blocks import ConvBlock, InvariantPool
 from dpeq.nn.fields import FieldType
+from dpeq.nn.steerable import SteerableConv
 from dpeq.privacy.clipping import PlanOptimizer, UnitGradSampleModule
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.privacy.randomness import Randomness, Stream
 
 SPATIAL = {2: (8, 8), 3: (6, 6, 5)}
 
@@ -62,8 +64,12 @@ def batch(dim: int, units: int, views: int = 1, in_channels: int = 1) -> tuple[t
     return x, torch.randint(0, 3, (units,)).repeat_interleave(views)
 
 
-def optimizer(net: nn.Module, p: PrivacyPlan, lr: float = 1.0, seed: int = 0) -> PlanOptimizer:
-    return PlanOptimizer(torch.optim.SGD(net.parameters(), lr=lr), p, torch.Generator().manual_seed(seed))
+def optimizer(net: nn.Module, p: PrivacyPlan) -> PlanOptimizer:
+    return PlanOptimizer(torch.optim.SGD(net.parameters(), lr=1.0), p)
+
+
+def noise(step: int = 1) -> Stream:
+    return Randomness.create(0).stream("noise", step)
 
 
 @pytest.mark.parametrize("name", ["C4", "D4", "axial-C4", "axial-D4"])
@@ -136,7 +142,7 @@ def test_one_step_is_the_formula_for_any_physical_batch(cut, views):
     for rows in torch.arange(7 * views).split(cut * views):
         wrapped.backward(wrapped(x[rows]), y[rows])
         opt.accumulate()
-    opt.finish()
+    opt.finish(noise())
     moved = (before - nn.utils.parameters_to_vector(net.parameters())).detach()
     assert relative_error(moved, expected) <= 1e-9
 
@@ -147,12 +153,12 @@ def test_an_empty_step_moves_the_weights_by_noise_of_the_right_size():
     UnitGradSampleModule(net)
     opt = optimizer(net, p)
     before = nn.utils.parameters_to_vector(net.parameters()).clone()
-    opt.finish()
-    noise = (before - nn.utils.parameters_to_vector(net.parameters())).detach()
-    n = len(noise)
+    opt.finish(noise())
+    moved = (before - nn.utils.parameters_to_vector(net.parameters())).detach()
+    n = len(moved)
     expected = p.noise_multiplier * p.max_grad_norm / p.expected_batch_size
-    assert float(noise.std()) == pytest.approx(expected, rel=4 / math.sqrt(2 * n))
-    assert abs(float(noise.mean())) < 4 * expected / math.sqrt(n)
+    assert float(moved.std()) == pytest.approx(expected, rel=4 / math.sqrt(2 * n))
+    assert abs(float(moved.mean())) < 4 * expected / math.sqrt(n)
 
 
 def test_noise_does_not_depend_on_how_many_units_or_physical_batches_there_were():
@@ -165,11 +171,11 @@ def test_noise_does_not_depend_on_how_many_units_or_physical_batches_there_were(
             net = network("C4").double()
             x, y = batch(2, units)
             before = nn.utils.parameters_to_vector(net.parameters()).clone()
-            wrapped, opt = UnitGradSampleModule(net), optimizer(net, plan(sigma), seed=3)
+            wrapped, opt = UnitGradSampleModule(net), optimizer(net, plan(sigma))
             for rows in torch.arange(units).split(cut) if units else ():
                 wrapped.backward(wrapped(x[rows].double()), y[rows])
                 opt.accumulate()
-            opt.finish()
+            opt.finish(noise())
             moves.append((before - nn.utils.parameters_to_vector(net.parameters())).detach())
         noises.append(moves[1] - moves[0])
     for other in noises[1:]:
@@ -181,9 +187,9 @@ def test_noise_is_fresh_every_step():
     UnitGradSampleModule(net)
     opt = optimizer(net, plan(1.0))
     steps = []
-    for _ in range(2):
+    for step in (1, 2):
         before = nn.utils.parameters_to_vector(net.parameters()).clone()
-        opt.finish()
+        opt.finish(noise(step))
         steps.append((before - nn.utils.parameters_to_vector(net.parameters())).detach())
     correlation = torch.corrcoef(torch.stack(steps))[0, 1]
     assert abs(float(correlation)) < 4 / math.sqrt(len(steps[0]))
@@ -219,16 +225,87 @@ def test_one_unit_moves_the_clipped_sum_by_at_most_the_clip_norm(scale, views, u
     assert float((sums[1] - sums[0]).detach().double().norm()) <= clip * (1 + 1e-5)
 
 
-def test_batch_norm_and_unregistered_layers_are_refused():
-    class Own(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(1))
+class Scale(nn.Module):
+    """A layer with a parameter of its own that nobody registered a grad sampler for."""
 
+    def __init__(self, inner: nn.Module | None = None):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.inner = inner or nn.Identity()
+
+    def forward(self, x):
+        return self.inner(x) * self.scale
+
+
+class OwnConv(SteerableConv):
+    pass
+
+
+REFUSED = {
+    "batch norm": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), "Layer '1' is a batch norm"),
+    "running statistics": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, affine=False, track_running_stats=True)),
+        "running statistics",
+    ),
+    "unregistered": (lambda: nn.Sequential(Scale()), "no registered grad sampler"),
+    "a container with a parameter": (lambda: Scale(nn.Conv2d(1, 2, 3)), "no registered grad sampler"),
+    "a subclass": (
+        lambda: OwnConv(FieldType(group("C4"), "trivial", 1), FieldType(group("C4"), "regular", 1)),
+        "no registered grad sampler",
+    ),
+}
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("case", REFUSED)
+def test_layers_that_break_the_guarantee_are_refused(case, views):
+    make, message = REFUSED[case]
+    with pytest.raises(ConfigError, match=message):
+        UnitGradSampleModule(make(), views)
+
+
+def test_a_network_that_turns_one_row_into_many_is_refused():
+    """Each of the many would be clipped by itself, and a unit could contribute several times C."""
+
+    class Fold(nn.Module):
         def forward(self, x):
-            return x * self.scale
+            return x.reshape(-1, 16)
 
-    with pytest.raises(ConfigError, match="Layer '1' is a batch norm"):
-        UnitGradSampleModule(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
-    with pytest.raises(ConfigError, match="no registered grad sampler"):
-        UnitGradSampleModule(nn.Sequential(Own()), views=2)
+    class Unfold(nn.Module):
+        def forward(self, x):
+            return x.reshape(-1, 4, 3).mean(1)
+
+    wrapped = UnitGradSampleModule(nn.Sequential(Fold(), nn.Linear(16, 3), Unfold()))
+    with pytest.raises(ConfigError, match="got 16 gradients for 4 units"):
+        wrapped.backward(wrapped(torch.randn(4, 1, 8, 8)), torch.zeros(4, dtype=torch.int64))
+
+
+def test_unused_parameters_are_refused():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    net.unused = nn.Linear(2, 2)
+    net.forward = lambda x: net[1](net[0](x))
+    wrapped = UnitGradSampleModule(net)
+    with pytest.raises(ConfigError, match=r"unused\.weight' got no gradient"):
+        wrapped.backward(wrapped(torch.randn(4, 1, 8, 8)), torch.zeros(4, dtype=torch.int64))
+
+
+def test_after_views_the_network_is_right_under_plain_opacus():
+    net = network("D4")
+    wrapped = UnitGradSampleModule(net, views=3)
+    x, y = batch(2, 2, views=3)
+    wrapped.backward(wrapped(x), y)
+    net = wrapped.detach()
+    expected = unit_gradients_by_autograd(net, x, y)
+    stock = GradSampleModule(net)
+    nn.functional.cross_entropy(stock(x), y).backward()
+    for key, p in net.named_parameters():
+        assert relative_error(p.grad_sample, expected[key]) <= 1e-5, key
+
+
+def test_half_precision_gradients_are_clipped_by_their_full_precision_norm():
+    net = nn.Linear(64, 3, bias=False).to(torch.bfloat16)
+    UnitGradSampleModule(net)
+    opt = optimizer(net, plan(0.0, clip=0.5))
+    net.weight.grad_sample = torch.randn(1, 3, 64, dtype=torch.bfloat16)
+    opt.accumulate()
+    assert float(net.weight.summed_grad.double().norm()) <= 0.5 * (1 + 1e-2)  # only storage rounds, not the norm

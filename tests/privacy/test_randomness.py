@@ -1,0 +1,68 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from scipy import stats
+
+from dpeq.privacy.randomness import Randomness, Stream
+
+
+def test_key_stream_is_chacha20_of_rfc_8439():
+    """The key stream of RFC 8439, section 2.4.2 begins at block 1; block 0 of the same key and nonce precedes it."""
+    key, nonce = bytes(range(32)), bytes.fromhex("000000000000004a00000000")
+    expected = bytes.fromhex(
+        "224f51f3401bd9e12fde276fb8631ded8c131f823d2c06e27e4fcaec9ef3cf788a3b0aa372600a92b57974cded2b9334794cba40c63e34cdea212c4cf07d41b7"
+    )
+    raw = Cipher(algorithms.ChaCha20(key, bytes(4) + nonce), mode=None).encryptor().update(bytes(128))
+    assert raw[64:] == expected
+    words = np.frombuffer(raw, dtype="<u8") >> np.uint64(11)
+    assert torch.equal(Stream(key, nonce).uniform(16), torch.from_numpy((words.astype(float) + 0.5) * 2.0**-53))
+
+
+def test_normals_are_standard_normal_out_to_the_tails():
+    n = 400_000
+    z = Randomness.create(0).stream("noise", 1).normal(n).numpy()
+    assert stats.kstest(z, "norm").pvalue > 1e-4
+    assert abs(z.mean()) < 4.5 / math.sqrt(n)
+    assert z.std() == pytest.approx(1, rel=4.5 / math.sqrt(2 * n))
+    assert abs(stats.skew(z)) < 4.5 * math.sqrt(6 / n)
+    assert abs(stats.kurtosis(z)) < 4.5 * math.sqrt(24 / n)
+    for threshold in (3.0, 4.0):
+        expected = n * 2 * stats.norm.sf(threshold)
+        assert abs((abs(z) > threshold).sum() - expected) < 4.5 * math.sqrt(expected) + 1
+
+
+def test_streams_are_distinct_by_key_use_and_step():
+    random = Randomness.create(1)
+    streams = [random.stream(use, step) for use in ("sampling", "views", "noise") for step in (1, 2, 2**33)]
+    streams.append(Randomness.create(2).stream("noise", 1))
+    draws = torch.stack([s.normal(20_000) for s in streams])
+    correlation = torch.corrcoef(draws) - torch.eye(len(draws))
+    assert float(correlation.abs().max()) < 5 / math.sqrt(20_000)
+    assert torch.equal(random.stream("noise", 2).normal(5), Randomness.create(1).stream("noise", 2).normal(5))
+    with pytest.raises(ValueError, match="count from 1"):
+        random.stream("noise", -1)
+
+
+def test_a_stream_goes_on_where_it_ended():
+    whole = Randomness.create(1).stream("noise", 1).uniform(10)
+    pieces = Randomness.create(1).stream("noise", 1)
+    assert torch.equal(torch.cat([pieces.uniform(3), pieces.uniform(7)]), whole)
+
+
+def test_keys_from_the_operating_system_are_256_bits_and_never_shown():
+    first, second = Randomness.create(None), Randomness.create(None)
+    assert first.kind == "os"
+    assert len(first._key) == 32
+    assert not torch.equal(first.stream("noise", 1).uniform(4), second.stream("noise", 1).uniform(4))
+    assert first._key.hex() not in repr(first)
+    assert str(first._key) not in repr(first)
+    assert Randomness.create(7).kind == "seeded"
+
+
+def test_seeds_that_agree_in_their_low_bits_differ():
+    """torch's own generator keeps 32 bits of a seed; this one keeps all of them."""
+    a, b = (Randomness.create(s).stream("noise", 1).uniform(4) for s in (5, 5 + 2**32))
+    assert not torch.equal(a, b)
