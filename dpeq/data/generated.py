@@ -21,8 +21,8 @@ Progress = Callable[[int, int], None]
 def ensure_generated(card: Card, progress: Progress | None = None) -> Path:
     """The manifest of a card's generated archive, made on first use; ``progress`` counts patients.
 
-    The folder is named by the generator's options and its code, so a change of either makes another archive. One that is
-    there but no longer reads back is made anew.
+    The folder is named by the generator's options and its code, so a change of either makes another archive; one that
+    is there but no longer reads back is made anew.
     """
     options = card.generator_options
     if card.generator is None or options is None:

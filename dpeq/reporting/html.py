@@ -238,7 +238,6 @@ def _data_rows(data: dict[str, Any]) -> Rows:
         ("Modality", card.get("modality")),
         ("Classes", data["classes"]),
         ("Unit of privacy", data["unit"]),
-        ("Most images of one unit", data["max_images_per_unit"]),
         ("Left and right matter", symmetries.get("laterality_matters")),
         ("Orientation matters", symmetries.get("orientation_matters")),
         ("Same scale along all axes", symmetries.get("isotropic")),

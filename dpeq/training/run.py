@@ -241,7 +241,6 @@ def _describe_data(prepared: Prepared, splits: dict[str, ImageSet], key: bytes) 
         "unit": prepared.unit,
         "classes": list(card.classes),
         "counts": {"train": None, **evaluated},
-        "max_images_per_unit": None,
     }
 
 

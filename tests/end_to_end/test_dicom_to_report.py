@@ -6,10 +6,12 @@ import pytest
 
 from dpeq.config import RunConfig, load_config
 from dpeq.data.index import index_folder
+from dpeq.errors import ConfigError
 from dpeq.pipeline import train_and_report
 from dpeq.privacy.ledger import read_ledger
 from dpeq.reporting.check import check_report
 from dpeq.resources import asset, load_module
+from dpeq.training.run import make_plan, prepare
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,8 @@ def test_from_dicom_to_a_patient_level_report(hospital, tmp_path):
     assert report["guarantee"]["unit"] == "patient"
     assert report["guarantee"]["epsilon"] <= 8
     assert report["plan"]["views"] == 2
-    assert report["data"]["counts"]["train"]["units"] < report["data"]["counts"]["train"]["images"]
+    assert report["data"]["counts"]["train"] is None, "the size of the private data is nobody's business"
+    assert report["data"]["counts"]["test"]["units"] < report["data"]["counts"]["test"]["images"]
     assert read_ledger(outcome.run / "ledger.jsonl").steps == 3
     assert outcome.baseline is not None
     assert json.loads((outcome.baseline / "run.json").read_text())["non_private"]
@@ -68,9 +71,15 @@ def test_image_level_data_is_not_passed_off_as_patient_level(hospital, tmp_path)
     """Changing data.unit changes what the plan, and so the report, promises."""
     manifest = tmp_path / "index" / "manifest.json"
     index_folder(hospital / "archive", hospital / "labels.csv", manifest, classes=("healthy", "lesion"))
-    outcome = train_and_report(
-        config(manifest, "data.unit=image"), runs=tmp_path / "runs", reports=tmp_path / "reports"
-    )
+    by_image = config(manifest, "data.unit=image")
+    outcome = train_and_report(by_image, runs=tmp_path / "runs", reports=tmp_path / "reports")
     assert outcome.report["guarantee"]["unit"] == "image"
-    counts = outcome.report["data"]["counts"]["train"]
+    counts = outcome.report["data"]["counts"]["test"]
     assert counts["units"] == counts["images"]
+    titles = [entry["title"] for entry in outcome.report["assumptions"] if entry["kind"] == "attention"]
+    assert "One image is protected, not one patient" in titles
+
+
+def test_a_card_counts_its_own_units_only():
+    with pytest.raises(ConfigError, match=r"give privacy\.public_units, the published number of training images"):
+        make_plan(prepare(load_config("demo", ["data.unit=image"])))

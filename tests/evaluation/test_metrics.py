@@ -150,6 +150,16 @@ def test_blocks_of_resamples_do_not_change_the_result(monkeypatch):
     assert blocked["high"] == pytest.approx(expected["high"], abs=0.01)
 
 
+@pytest.mark.parametrize("n", [49, 60, 120])
+def test_one_answer_for_all_cases_keeps_every_score_in_its_range(n):
+    """Rounding in the resamples once gave a recall of 1 + 4e-16, which no schema accepts."""
+    labels = np.arange(n) % 2
+    scores = evaluate_predictions(np.tile([0.3, 0.7], (n, 1)), labels, ("a", "b"), n_bootstrap=300)
+    intervals = [scores[key] for key in ("auc", "accuracy", "balanced_accuracy", "brier")] + list(scores["recall"])
+    for interval in intervals:
+        assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1, interval
+
+
 def test_a_thousand_resamples_of_a_medmnist_sized_test_set_are_quick():
     proba, labels = multiclass(624, 6, seed=0)
     start = time.perf_counter()

@@ -69,10 +69,19 @@ def test_points_that_need_attention_are_named_and_only_those(make_run, report):
     } == found
 
 
-def test_image_unit_with_several_images_per_unit_warns(make_run):
+def test_image_as_unit_is_pointed_out(make_run, report):
     plan = json.loads((make_run() / "plan.json").read_text()) | {"unit": "image"}
-    run = make_run(plan=plan, data={"unit": "image", "max_images_per_unit": 22})
+    run = make_run(plan=plan, data={"unit": "image"})
     assert "One image is protected, not one patient" in titles(build_report(run))
+    assert "One image is protected, not one patient" not in titles(report)
+
+
+@pytest.mark.parametrize("change", [{"noise_multiplier": 0.9}, {"steps": 600}, {"sample_rate": 0.2}])
+def test_a_plan_that_states_less_than_it_costs_is_refused(make_run, change):
+    """Plan and ledger agree with each other here; only the accountant can tell that they lie."""
+    plan = json.loads((make_run() / "plan.json").read_text()) | change
+    with pytest.raises(DataError, match="but its constants cost"):
+        build_report(make_run(plan=plan))
 
 
 def test_without_privacy_everything_says_so(open_report):
