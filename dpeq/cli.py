@@ -1,7 +1,7 @@
 """The command line: doctor, models, index, plan, train, report, demo.
 
-Exit codes: 0 done, 2 bad usage or configuration, 3 data refused, 4 budget refused, 1 anything else. An error is one
-sentence; ``--debug`` adds the traceback.
+Exit codes: 0 done, 2 bad usage or configuration, 3 data refused, 4 budget refused, 130 interrupted, 1 anything else. An
+error is one sentence; ``--debug`` adds the traceback.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dpeq.errors import ConfigError, DpeqError
 
@@ -26,8 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-_out = Console()
-_err = Console(stderr=True)
+# No markup: a path in square brackets is a path. No highlighting: a number in a sentence is part of the sentence.
+_out = Console(markup=False, highlight=False)
+_err = Console(stderr=True, markup=False, highlight=False)
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe such as pneumoniamnist.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as in privacy.epsilon=3.")]
@@ -54,7 +56,8 @@ def doctor(json: Json = False) -> None:
     else:
         table = Table(show_header=False)
         for check in checks:
-            table.add_row("ok" if check.ok else "[red]fails[/]", check.name, check.found, check.mend)
+            verdict = Text("ok") if check.ok else Text("fails", style="red")
+            table.add_row(verdict, check.name, check.found, check.mend)
         _out.print(table)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
@@ -73,12 +76,16 @@ def models(json: Json = False) -> None:
     if json:
         print_json(rows)
         return
-    table = Table("name", "dim", "group", "restriction", "fields", "parameters", "what it is")
+    table = Table()
+    table.add_column("name", no_wrap=True)
+    for heading in ("dim", "group", "fields", "parameters"):
+        table.add_column(heading, no_wrap=True)
     for row in rows:
         fields = "-".join(map(str, row["fields"]))
-        cells = [row["name"], row["dim"], row["group"], row["restriction"], fields, f"{row['parameters']:,}"]
-        table.add_row(*map(str, cells), PRESETS[row["name"]].summary)
+        table.add_row(row["name"], str(row["dim"]), row["group"], fields, f"{row['parameters']:,}")
     _out.print(table)
+    for row in rows:
+        _out.print(f"{row['name']}: {PRESETS[row['name']].summary}.", soft_wrap=True)
 
 
 @app.command()
@@ -93,12 +100,12 @@ def index(
     from dpeq.data.index import index_folder
 
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
-    if len(names) < 2:
-        raise ConfigError(f"--classes '{classes}' names fewer than two classes; give at least two, comma-separated.")
+    if len(set(names)) < 2 or len(set(names)) < len(names):
+        raise ConfigError(f"--classes '{classes}' does not name two or more different classes, comma-separated.")
     with RichObserver(_out) as observer:
         observer.stage(f"Indexing {folder}")
         summary = index_folder(folder, labels, out, classes=names, progress=observer.loading)
-    table = Table(title=f"Manifest {out}", show_header=False, title_justify="left")
+    table = Table(show_header=False)
     table.add_row("files seen", str(summary.files_seen))
     table.add_row("files accepted", f"{summary.files_accepted} in {len(summary.manifest.records)} volumes")
     table.add_row("files rejected", f"{summary.files_rejected}, reasons in {out.with_name('rejects.csv')}")
@@ -107,6 +114,7 @@ def index(
     for split, count in summary.manifest.counts().items():
         table.add_row(split, f"{count['images']} volumes of {count['patients']} patients")
     _out.print(table)
+    _out.print(f"Manifest: {out}", soft_wrap=True)
 
 
 @app.command()
@@ -147,7 +155,7 @@ def train(
     reports: Reports = Path("privacy_reports"),
 ) -> None:
     """Train privately, evaluate, and write the report."""
-    _train(config, [*(overrides or []), *_root(data_root)], baseline, runs, reports)
+    _train(config, overrides or [], data_root, baseline, runs, reports)
 
 
 @app.command()
@@ -158,7 +166,7 @@ def demo(
     reports: Reports = Path("privacy_reports"),
 ) -> None:
     """The whole path on a generated phantom hospital: DICOM in, patient-level privacy, report out."""
-    _train("demo", overrides or [], baseline, runs, reports)
+    _train("demo", overrides or [], None, baseline, runs, reports)
 
 
 @app.command()
@@ -175,29 +183,32 @@ def report(
 
     if check:
         for line in check_report(run):
-            _out.print(f"ok  {line}", highlight=False)
+            _out.print(f"ok  {line}", soft_wrap=True)
         return
     html, _ = write_report(build_report(run, companion=companion), out or run)
-    _out.print(f"Report: {html}", highlight=False, soft_wrap=True)
+    _out.print(f"Report: {html}", soft_wrap=True)
 
 
-def _root(data_root: Path | None) -> list[str]:
-    return [] if data_root is None else [f"data.root={data_root}"]
-
-
-def _train(source: str, overrides: list[str], baseline: bool, runs: Path, reports: Path) -> None:
+def _train(
+    source: str, overrides: list[str], data_root: Path | None, baseline: bool, runs: Path, reports: Path
+) -> None:
     from dpeq.config import load_config
 
-    config = load_config(source, overrides)  # before the seconds that the other imports take
+    config = load_config(source, overrides, data_root=data_root)  # before the seconds that the other imports take
     from dpeq.console import RichObserver, summary_table
     from dpeq.pipeline import train_and_report
 
     command = shlex.join(["dpeq", *sys.argv[1:]])
-    with RichObserver(_out) as observer:
-        outcome = train_and_report(
-            config, runs=runs, reports=reports, command=command, baseline=baseline, observer=observer
-        )
-    _out.print(summary_table(outcome.report, outcome.html), soft_wrap=True)
+    try:
+        with RichObserver(_out) as observer:
+            outcome = train_and_report(
+                config, runs=runs, reports=reports, command=command, baseline=baseline, observer=observer
+            )
+    except KeyboardInterrupt:
+        _err.print("Interrupted; the steps in the run's ledger are spent.")
+        raise typer.Exit(130) from None
+    _out.print(summary_table(outcome.report))
+    _out.print(f"Report: {outcome.html}", soft_wrap=True)
 
 
 def main() -> None:
@@ -209,8 +220,11 @@ def main() -> None:
     except DpeqError as error:
         if "--debug" in sys.argv:
             raise
-        _err.print(f"[bold red]Error:[/] {error}", soft_wrap=True, highlight=False, markup=True)
+        _err.print(f"Error: {error}", soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _err.print("Interrupted; what the ledger holds is spent.")
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        what = f"{error.filename}: " if error.filename else ""
+        _err.print(f"Error: {what}{error.strerror or error}; mend that and run the command again.", soft_wrap=True)
         sys.exit(1)

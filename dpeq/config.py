@@ -98,8 +98,10 @@ class RunConfig(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
-def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(source: str | Path, overrides: Sequence[str] = (), *, data_root: Path | None = None) -> RunConfig:
     """Reads a YAML file, or a shipped recipe by name, and applies ``section.key=value`` overrides.
+
+    ``data_root`` is set as ``data.root`` as it is: a path is not parsed as YAML.
 
     Raises:
         ConfigError: one sentence that names the key or the file and the mend.
@@ -113,6 +115,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         if not isinstance(loaded, DictConfig):
             raise ConfigError(f"{path} is not a configuration; it must hold sections such as data, model and privacy.")
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        if data_root is not None:
+            OmegaConf.update(merged, "data.root", str(data_root), force_add=True)
         values = OmegaConf.to_container(merged, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
         reason = " ".join(str(error).split())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -35,10 +34,10 @@ class RichObserver:
         self._curve: list[tuple[int, float]] = []
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -71,7 +70,7 @@ class RichObserver:
     def planned(self, plan: PrivacyPlan) -> None:
         self._curve = accounting.epsilon_curve(plan) if plan.private else []
         if plan.accountant_note:
-            self._console.print(f"[yellow]Note:[/] {plan.accountant_note}")
+            self._console.print(f"Note: {plan.accountant_note}", style="yellow", soft_wrap=True)
 
     def stepped(self, step: int, plan: PrivacyPlan) -> None:
         note = f"epsilon {round_up(self.epsilon(step))} of {plan.epsilon_target:g}" if plan.private else "NON-PRIVATE"
@@ -115,8 +114,8 @@ def plan_table(plan: PrivacyPlan, seconds: float | None) -> Table:
     return table
 
 
-def summary_table(report: dict[str, Any], html: Path) -> Table:
-    """What a run came to, with the path of its report."""
+def summary_table(report: dict[str, Any]) -> Table:
+    """What a run came to."""
     guarantee, utility = report["guarantee"], report["utility"]
     table = Table(title="Done", show_header=False, title_justify="left")
     if guarantee["private"]:
@@ -134,7 +133,6 @@ def summary_table(report: dict[str, Any], html: Path) -> Table:
     table.add_row("majority class", f"{utility['majority_accuracy']:.3f} accuracy")
     table.add_row("network", f"{report['model']['name']}, {report['model']['parameters']:,} parameters")
     table.add_row("time", _duration(sum(report["resources"]["seconds"].values())))
-    table.add_row("report", str(html))
     return table
 
 

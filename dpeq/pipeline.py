@@ -15,7 +15,7 @@ from typing import Any
 from dpeq.config import RunConfig
 from dpeq.reporting.html import write_report
 from dpeq.reporting.model import build_report
-from dpeq.training.run import Observer, Silent, run
+from dpeq.training.run import Observer, Silent, make_folder, run
 
 __all__ = ["Outcome", "train_and_report"]
 
@@ -49,6 +49,8 @@ def train_and_report(
             run has **no** privacy; its scores in the report are not covered by the guarantee, and the report says so.
     """
     observer = observer or Silent()
+    make_folder(runs)
+    make_folder(reports / config.name)
     private = run(config, out=runs, command=command, observer=observer)
     folder = private.folder
     other = None

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from hashlib import md5
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,6 @@ def dpeq(*arguments: str, cwd: Path, **environment: str) -> subprocess.Completed
 @pytest.fixture
 def room(tmp_path):
     """A folder with a card, a recipe and an npz file of the MedMNIST layout: the product's own formats, no download."""
-    from hashlib import md5
-
     rng = np.random.default_rng(0)
     arrays = {}
     for split, n in (("train", 64), ("val", 12), ("test", 24)):
@@ -42,8 +41,22 @@ def room(tmp_path):
         pixels = rng.integers(0, 120, (n, 28, 28)) + 120 * labels[:, None, None]
         arrays |= {f"{split}_images": pixels.astype(np.uint8), f"{split}_labels": labels[:, None].astype(np.uint8)}
     np.savez(tmp_path / "tiny.npz", **arrays)
-    digest = md5((tmp_path / "tiny.npz").read_bytes(), usedforsecurity=False).hexdigest()
-    (tmp_path / "card.yaml").write_text(
+    write_card(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(
+        """
+name: tiny
+data: {card: card.yaml}
+model: {name: eqresnet9-small, fields: [1, 2, 2], norm_groups: [1, 1, 1]}
+privacy: {epsilon: 8, delta: 1.0e-3, steps: 2, expected_batch_size: 8}
+training: {lr: 1.0}
+"""
+    )
+    return tmp_path
+
+
+def write_card(folder: Path) -> None:
+    digest = md5((folder / "tiny.npz").read_bytes(), usedforsecurity=False).hexdigest()
+    (folder / "card.yaml").write_text(
         f"""
 name: tiny
 title: Tiny test set
@@ -56,6 +69,7 @@ licence: CC0 1.0
 citation: none
 modality: X-ray
 dim: 2
+image_size: [28, 28]
 classes: [dark, bright]
 unit: image
 public_units: 64
@@ -63,16 +77,14 @@ splits: {{train: 64, val: 12, test: 24}}
 symmetries: {{laterality_matters: false, isotropic: true, orientation_matters: false, note: none}}
 """
     )
-    (tmp_path / "recipe.yaml").write_text(
-        """
-name: tiny
-data: {card: card.yaml}
-model: {name: eqresnet9-small, fields: [1, 2, 2], norm_groups: [1, 1, 1]}
-privacy: {epsilon: 8, delta: 1.0e-3, steps: 2, expected_batch_size: 8}
-training: {lr: 1.0}
-"""
-    )
-    return tmp_path
+
+
+def one_class_in_the_test_split(folder: Path) -> None:
+    with np.load(folder / "tiny.npz") as data:
+        arrays = dict(data)
+    arrays["test_labels"][:] = 1
+    np.savez(folder / "tiny.npz", **arrays)
+    write_card(folder)
 
 
 def archive(folder: Path) -> Path:
@@ -110,6 +122,24 @@ BAD_INPUT = {
     "a patient in two splits": (
         ["index", "hospital/archive", "--labels", "hospital/labels.csv"], 3, "two splits",
     ),
+    "labels where the index would go": (
+        ["index", "hospital/archive", "--labels", "hospital/labels.csv", "--out", "hospital/labels.csv"],
+        3, "would be overwritten",
+    ),
+    "something else where the index would go": (
+        ["index", "hospital/archive", "--labels", "hospital/labels.csv", "--out", "recipe.yaml"],
+        3, "manifest recipe.yaml cannot be written",
+    ),
+    "two classes of one name": (["index", "hospital/archive", "--classes", "a,a"], 2, "different classes"),
+    "one class in the test split": (
+        ["train", "recipe.yaml", "--data-root", "."], 3, "The test split has cases of one class only",
+    ),
+    "brackets in a name": (["plan", "x[/old].yaml"], 2, "There is no file 'x[/old].yaml'"),
+    "runs that are a file": (["train", "recipe.yaml", "--runs", "card.yaml"], 2, "Nothing can be written to card.yaml"),
+    "an empty window": (["plan", "demo", "data.window=[400,-1000]"], 2, "data is"),
+    "an impossible size": (["plan", "demo", "data.size=[2,2,2]"], 2, "data.size.0 is 2"),
+    "no manifest": (["train", "demo", "data.manifest=no.json"], 3, "There is no manifest no.json"),
+    "a data root with a colon": (["train", "recipe.yaml", "--data-root", "d: x"], 3, "There is no tiny.npz in d: x"),
     "no folder": (["index", "nowhere", "--labels", "x.csv"], 3, "There is no folder nowhere"),
     "no run": (["report", "runs/none"], 3, "no run directory"),
 }  # fmt: skip
@@ -123,6 +153,8 @@ def test_bad_input_is_one_sentence_and_the_right_exit_code(case, room, monkeypat
         archive(room)
     if case == "a patient in two splits":
         twice_in_the_labels(room)
+    if case == "one class in the test split":
+        one_class_in_the_test_split(room)
     if case == "truncated npz":
         (room / "cut").mkdir()
         (room / "cut" / "tiny.npz").write_bytes((room / "tiny.npz").read_bytes()[:1000])

@@ -72,14 +72,19 @@ class Card(_Part):
     url: str | None = None
     file: str | None = None
     md5: str | None = None
+    image_size: tuple[Edge, ...] | None = None
     generator: str | None = None
     generator_options: GeneratorOptions | None = None
     volume: VolumeSettings | None = None
 
     @model_validator(mode="after")
     def _kinds_are_complete(self) -> Card:
-        if self.kind == "medmnist" and not (self.url and self.file and self.md5):
-            raise ValueError("a medmnist card needs url, file and md5")
+        if self.kind == "medmnist" and not (self.url and self.file and self.md5 and self.image_size):
+            raise ValueError("a medmnist card needs url, file, md5 and image_size")
+        if self.image_size is not None and len(self.image_size) != self.dim:
+            raise ValueError(f"image_size {list(self.image_size)} does not have {self.dim} numbers")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("two classes have the same name")
         if self.kind == "dicom" and self.volume is None:
             raise ValueError("a dicom card needs volume settings")
         if self.splits.get("train") != self.public_units:
@@ -104,7 +109,7 @@ def load_card(name: str) -> Card:
         raise ConfigError(f"There is no data set card '{name}'; {hint}")
     try:
         return Card.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError) as error:
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc'])) or 'the card'}: {first['msg'][0].lower()}{first['msg'][1:]}"

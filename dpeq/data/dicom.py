@@ -131,12 +131,16 @@ def read_volume(paths: Sequence[Path]) -> Volume:
     """Reads the files of one series, in any order.
 
     Raises:
-        DataError: naming the file or the series' first file, when pixels cannot be decoded or geometry is irregular.
+        DataError: when pixels cannot be decoded or geometry is irregular; it counts files and names none, because
+            their names may identify a patient.
     """
     planes = {}
     headers = []
-    for path in paths:
-        header, planes[path] = _read_slice(path)
+    for number, path in enumerate(paths, start=1):
+        try:
+            header, planes[path] = _read_slice(path)
+        except DataError as error:
+            raise DataError(f"file {number} of {len(paths)} of the series: {error}") from error
         headers.append(header)
     ordered = order_slices(headers)
     voxels = np.stack([planes[header.path].T for header in ordered], axis=-1)
@@ -158,9 +162,11 @@ def _read_slice(path: Path) -> tuple[SliceHeader, np.ndarray]:
         pixels = data.pixel_array
         slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
     except InvalidDicomError as error:
-        raise DataError(f"{path.name} is not a DICOM file") from error
+        raise DataError("not a DICOM file") from error
+    except OSError as error:  # its own text names the path, which may name the patient
+        raise DataError(f"cannot be opened ({error.strerror or type(error).__name__})") from error
     except _BROKEN as error:
-        raise DataError(f"the pixels of {path.name} cannot be decoded ({_line(error)})") from error
+        raise DataError(f"its pixels cannot be decoded ({_line(error)})") from error
     # In float64 first: a product of a 16-bit value and a slope is exact there, and rounded once.
     return header, (pixels.astype(np.float64) * slope + intercept).astype(np.float32)
 

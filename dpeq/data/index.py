@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import hmac
+import json
 import os
 import re
 import secrets
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpeq.data.dicom import SliceHeader, order_slices, read_header
+from dpeq.data.dicom import SliceHeader, order_slices, read_header, read_volume
 from dpeq.data.manifest import SPLITS, Manifest, Record, private_path
 from dpeq.errors import DataError
 
@@ -60,8 +61,11 @@ def index_folder(
             f"The images in {folder} cannot be used because {where}; give a CSV with the columns "
             "patient_id,label[,split] by --labels."
         )
-    table = _read_labels(labels, classes)
     own = [out, private_path(out), _key_path(out), *(out.with_name(name) for name in _LISTS)]
+    if labels.resolve() in {path.resolve() for path in own}:
+        raise DataError(f"The labels {labels} would be overwritten by the index of {out}; copy them to another name.")
+    _make_room(out)
+    table = _read_labels(labels, classes)
     paths = _walk(folder, {path.resolve() for path in (labels, *own)})
     series, rejects = _group(paths, progress)
     owners = defaultdict(set)
@@ -74,6 +78,8 @@ def index_folder(
         reason = None
         try:
             ordered = order_slices(headers)
+            # Accepted means readable: a slice that lost its tail shows only when its pixels are decoded.
+            read_volume([header.path for header in ordered])
         except DataError as error:
             reason = str(error)
         if len(owners[uid]) > 1:
@@ -150,7 +156,11 @@ def _read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, tuple[int, s
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"The labels {path} cannot be read ({error}); save them as CSV in UTF-8.") from error
     if missing := {"patient_id", "label"} - columns:
-        raise DataError(f"{path} has no column {' or '.join(sorted(missing))}; its first line must name them.")
+        raise DataError(
+            f"{path} has no column {' or '.join(sorted(missing))}; its first line must name them, separated by commas."
+        )
+    # Where a class is itself called by a number, a number can only be meant as a name.
+    by_index = not any(name.isdigit() for name in classes)
     table: dict[str, tuple[int, str]] = {}
     for line, row in enumerate(rows, start=2):
         patient, label, split = (str(row.get(c) or "").strip() for c in ("patient_id", "label", "split"))
@@ -158,7 +168,7 @@ def _read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, tuple[int, s
             raise DataError(f"Line {line} of {path} has no patient_id; give it one or delete the line.")
         if label in classes:
             index = classes.index(label)
-        elif label.isascii() and label.isdigit() and int(label) < len(classes):
+        elif by_index and label.isascii() and label.isdigit() and int(label) < len(classes):
             index = int(label)
         else:
             raise DataError(f"Line {line} of {path} has the label '{label}'; use one of {', '.join(classes)}.")
@@ -184,6 +194,17 @@ def _make_splits(records: list[Record]) -> list[Record]:
         names = ["test"] * n_test + ["val"] * n_val + ["train"] * (len(patients) - n_test - n_val)
         split.update(zip(patients, names, strict=True))
     return [Record(r.patient, r.image, r.label, split[r.patient], r.files) for r in records]
+
+
+def _make_room(out: Path) -> None:
+    """Finds out before a long walk whether the manifest can be written; nothing but an older manifest is replaced."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        older = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"records": []}
+    except (OSError, ValueError) as error:
+        raise DataError(f"The manifest {out} cannot be written there ({error}); choose another --out.") from error
+    if not isinstance(older, dict) or "records" not in older:
+        raise DataError(f"{out} exists and is no manifest; choose another --out.")
 
 
 def _key(out: Path) -> bytes:

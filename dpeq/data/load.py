@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 def image_shape(card: Card, volume: VolumeSettings | None) -> tuple[int, ...]:
     """``(channels, *spatial)`` of what :func:`load_splits` gives, before anything is read."""
     if card.kind == "medmnist":
-        return (1, *[28] * card.dim)
+        return (1, *(card.image_size or ()))
     settings = volume or card.volume
     if settings is None:
         raise ConfigError(f"Card {card.name} has no volume settings; give data.spacing, data.size and data.window.")
@@ -58,6 +58,8 @@ def load_splits(
     index = Manifest.read(manifest)
     if index.classes != card.classes:
         raise DataError(f"{manifest} has the classes {list(index.classes)}, card {card.name} {list(card.classes)}.")
+    if index.modality != card.modality:
+        raise DataError(f"{manifest} holds {index.modality} images, card {card.name} describes {card.modality}.")
     return _load_volumes(index, unit, settings, progress)
 
 

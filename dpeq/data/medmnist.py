@@ -63,9 +63,14 @@ def load_medmnist(card: Card, path: Path, unit: str) -> dict[str, ImageSet]:
         raise DataError(f"{path} is no whole MedMNIST file ({reason}); delete it and download it again.") from error
     for split in ("train", "val", "test"):
         pixels, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if pixels.dtype != np.uint8 or pixels.ndim != card.dim + 1 or len(labels) != len(pixels):
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != card.image_size:
             raise DataError(
-                f"{path} holds {pixels.dtype} {split} images of shape {pixels.shape}; use the official file."
+                f"{path} holds {pixels.dtype} {split} images of shape {pixels.shape[1:]}, not grey uint8 of "
+                f"{card.image_size}; use the file that the card describes."
+            )
+        if not np.issubdtype(labels.dtype, np.integer) or labels.size != len(pixels):
+            raise DataError(
+                f"{path} holds {labels.dtype} {split} labels of shape {labels.shape}; give one whole number per image."
             )
         images = torch.from_numpy(pixels).unsqueeze(1).float() / 255
         n = len(images)

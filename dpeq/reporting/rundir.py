@@ -65,6 +65,10 @@ def read_run(path: Path) -> RunDirectory:
             )
     if "weights" not in metrics or not _SCORES.issubset(metrics.get("test") or ()):
         raise DataError(f"{path / 'metrics.json'} holds no test scores; evaluate the run on its test split first.")
+    for key in ("auc", "accuracy"):
+        score = metrics["test"].get(key) if isinstance(metrics["test"], dict) else None
+        if not isinstance(score, dict) or not {"value", "low", "high"} <= score.keys():
+            raise DataError(f"{path / 'metrics.json'} has no usable test score {key!r}; train again.")
     if run["non_private"] == plan.private:
         raise DataError(
             f"{path / 'run.json'} and plan.json disagree on whether the run was private; the run cannot be trusted, "

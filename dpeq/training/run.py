@@ -7,6 +7,7 @@ import hmac
 import json
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,7 +24,7 @@ from dpeq.config import RunConfig, write_config
 from dpeq.data.cards import Card, VolumeSettings, load_card
 from dpeq.data.images import ImageSet
 from dpeq.data.load import image_shape, load_splits
-from dpeq.errors import ConfigError
+from dpeq.errors import ConfigError, DataError
 from dpeq.evaluation.metrics import evaluate_predictions
 from dpeq.evaluation.predict import predict_units
 from dpeq.models.registry import PRESETS, build_model, describe_model, resolve_spec
@@ -33,7 +35,7 @@ from dpeq.privacy.randomness import Randomness
 from dpeq.training.loop import OptimizerSettings, train
 from dpeq.training.provenance import environment, peak_memory_mib
 
-__all__ = ["Finished", "Observer", "Prepared", "Silent", "choose_device", "make_plan", "prepare", "run"]
+__all__ = ["Finished", "Observer", "Prepared", "Silent", "choose_device", "make_folder", "make_plan", "prepare", "run"]
 
 
 class Observer(Protocol):
@@ -88,7 +90,14 @@ def prepare(config: RunConfig) -> Prepared:
         raise ConfigError(f"data.spacing, data.size and data.window are for volumes but {card.name} has none.")
     if volume is not None:
         changes = {"spacing": d.spacing, "size": d.size, "window": d.window}
-        volume = VolumeSettings(**{**volume.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
+        try:
+            volume = VolumeSettings(**{**volume.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(["data", *map(str, first["loc"])])
+            raise ConfigError(f"{where} is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}.") from error
+    if d.manifest is not None and not d.manifest.is_file():
+        raise DataError(f"There is no manifest {d.manifest}; make one with 'dpeq index FOLDER --out {d.manifest}'.")
     build_model(
         spec, 1, len(card.classes), seed=0
     )  # wrong norm groups are found here, before data or budget is touched
@@ -160,6 +169,7 @@ def run(
     if splits is None:
         observer.stage(f"Loading {prepared.card.title}")
         splits = load_data(prepared, observer.loading)
+    _check_evaluable(splits)
     lap("data")
     folder = _new_folder(out, config.name)
     write_config(config, folder / "config.yaml")
@@ -244,6 +254,25 @@ def _describe_data(prepared: Prepared, splits: dict[str, ImageSet], key: bytes) 
     }
 
 
+def _check_evaluable(splits: dict[str, ImageSet]) -> None:
+    """What would make the scores impossible is refused before any budget is spent on weights to score."""
+    for name in ("val", "test"):
+        if len(splits[name].unit_labels().unique()) < 2:
+            raise DataError(
+                f"The {name} split has cases of one class only, so no AUC can be measured; change the splits."
+            )
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder for output, or says in one sentence why it cannot be; called before anything long begins."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ConfigError(f"Nothing can be written to {path} ({error.strerror}); choose another folder.") from error
+
+
 def _fingerprint_key(out: Path) -> bytes:
     """The key of the data fingerprints of all runs in ``out``, readable by its owner alone; made on first use."""
     path = out / ".fingerprint.key"
@@ -268,11 +297,12 @@ def _save(folder: Path, averaged: nn.Module, last: nn.Module) -> None:
 
 def _new_folder(out: Path, name: str) -> Path:
     """A folder of its own for every run: ledgers are never overwritten."""
+    make_folder(out)
     number = 1
     while True:
         folder = out / (name if number == 1 else f"{name}-{number}")
         try:
-            folder.mkdir(parents=True, mode=0o700)
+            folder.mkdir(mode=0o700)
             return folder
         except FileExistsError:
             number += 1

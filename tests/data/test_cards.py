@@ -51,7 +51,7 @@ def test_a_near_miss_is_suggested_and_anything_else_lists_the_cards():
         ({"classes": ["one"]}, "classes"),
         ({"unit": "hospital"}, "unit"),
         ({"licence": None}, "licence"),
-        ({"md5": None}, "needs url, file and md5"),
+        ({"md5": None}, "needs url, file, md5 and image_size"),
         ({"kind": "dicom"}, "needs volume settings"),
         ({"kind": "dicom", "volume": {"spacing": [1, 1, 1], "size": [8, 8, 8], "window": [5, 1]}}, "window"),
         ({"splits": {"train": 5, "holdout": 5}}, "splits.holdout"),

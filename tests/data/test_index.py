@@ -177,3 +177,38 @@ def test_progress_counts_all_files_and_pseudonyms_look_like_nothing(archive, lab
     )
     assert seen[-1] == (42, 42)
     assert all(re.fullmatch("[0-9a-f]{16}", r.patient) for r in summary.manifest.records)
+
+
+def test_a_slice_that_lost_its_tail_is_rejected_with_its_series(archive, labels, tmp_path):
+    """The header of a truncated file is whole; only its pixels tell."""
+    victim = sorted(path for path in archive.rglob("*") if path.is_file())[0]
+    victim.write_bytes(victim.read_bytes()[:-10])
+    summary = run(archive, labels, tmp_path)
+    assert summary.files_rejected > 1
+    assert summary.files_seen == summary.files_accepted + summary.files_rejected
+    rejects = next(tmp_path.rglob("rejects.csv")).read_text(encoding="utf-8")
+    assert victim.name in rejects
+    assert "pixels cannot be decoded" in rejects
+
+
+def test_labels_are_never_overwritten(archive, labels, tmp_path):
+    text = labels.read_text(encoding="utf-8")
+    unmatched = labels.rename(tmp_path / "unmatched.csv")
+    for out in (tmp_path / "manifest.json", unmatched):
+        with pytest.raises(DataError, match="would be overwritten"):
+            index_folder(archive, unmatched, out, classes=CLASSES)
+    assert unmatched.read_text(encoding="utf-8") == text
+
+
+def test_numbers_are_names_where_classes_are_called_by_numbers(archive, tmp_path):
+    rows = [f"P{n:02d},{n % 2 * 2}" for n in range(20)]
+    with pytest.raises(DataError, match="has the label '0'; use one of 1, 2"):
+        index_folder(archive, write_labels(tmp_path / "l.csv", rows), tmp_path / "m.json", classes=("1", "2"))
+
+
+def test_nothing_but_a_manifest_is_replaced(archive, labels, tmp_path):
+    other = tmp_path / "notes.json"
+    other.write_text("[1, 2]", encoding="utf-8")
+    with pytest.raises(DataError, match="is no manifest"):
+        index_folder(archive, labels, other, classes=CLASSES)
+    assert other.read_text(encoding="utf-8") == "[1, 2]"

@@ -119,3 +119,23 @@ def test_the_window_is_fixed_and_air_fills_what_was_not_scanned():
     assert int((out > -0.5).sum()) == 1000
     bright = Volume(np.full((30, 10, 10), 3000.0, np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
     assert float(VolumeTransform(settings)(bright).max()) == 1
+
+
+def test_another_modality_than_the_cards_is_refused(card, manifest):
+    with pytest.raises(DataError, match="holds CT images, card phantom_hospital describes MR"):
+        load_splits(card.model_copy(update={"modality": "MR"}), manifest=manifest, unit="patient", volume=SETTINGS)
+
+
+def test_a_file_that_is_gone_is_reported_without_its_path(card, tmp_path):
+    """Paths of a hospital carry patient ids; an error ends up in job logs."""
+    generator = load_module(asset("datasets", str(card.generator)))
+    generator.generate(tmp_path / "h", patients=8, seed=1)
+    out = tmp_path / "index" / "manifest.json"
+    index_folder(tmp_path / "h" / "archive", tmp_path / "h" / "labels.csv", out, classes=card.classes)
+    victim = next((tmp_path / "h" / "archive").rglob("*.dcm"))
+    patient = victim.parent.parent.name
+    victim.unlink()
+    with pytest.raises(DataError, match="cannot be opened") as caught:
+        load_splits(card, manifest=out, unit="patient", volume=SETTINGS)
+    assert patient not in str(caught.value)
+    assert victim.name not in str(caught.value)

@@ -149,8 +149,11 @@ def test_a_file_that_is_not_the_cards_is_refused(tmp_path):
     [
         ({"val_images": None}, "no whole MedMNIST file"),
         ({"val_images": np.zeros((2, 28, 28), np.float32)}, "float32 val images"),
-        ({"val_images": np.zeros((2, 28, 28, 3), np.uint8)}, r"shape \(2, 28, 28, 3\)"),
-        ({"val_labels": np.zeros((5, 1), np.uint8)}, "val images"),
+        ({"val_images": np.zeros((2, 28, 28, 3), np.uint8)}, r"shape \(28, 28, 3\), not grey"),
+        ({"val_images": np.zeros((2, 64, 64), np.uint8)}, r"shape \(64, 64\), not grey uint8 of \(28, 28\)"),
+        ({"val_labels": np.zeros((5, 1), np.uint8)}, "one whole number per image"),
+        ({"val_labels": np.zeros((2, 14), np.uint8)}, "one whole number per image"),
+        ({"val_labels": np.array([[0.0], [0.9]])}, "float64 val labels"),
         ({"val_labels": np.array([[0], [2]], np.uint8)}, "outside 0 .. 1"),
         ({"val_labels": np.array([[None], [None]], object)}, "no whole MedMNIST file"),
     ],
