@@ -171,7 +171,7 @@ def demo(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory, or a report.json with --check.")],
+    run: Annotated[Path, typer.Argument(help="A run directory; with --check, also a report.json.")],
     companion: Annotated[Path | None, typer.Option("--companion", help="A non-private run to show beside.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; the run directory by default.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Verify a report.json instead.")] = False,
@@ -182,7 +182,7 @@ def report(
     from dpeq.reporting.model import build_report
 
     if check:
-        for line in check_report(run):
+        for line in check_report(run / "report.json" if run.is_dir() else run):
             _out.print(f"ok  {line}", soft_wrap=True)
         return
     html, _ = write_report(build_report(run, companion=companion), out or run)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,25 +44,29 @@ def train_and_report(
 
     Args:
         runs: folder of run directories.
-        reports: folder of published reports; the newest report of a name replaces the one before.
+        reports: folder of published reports; the newest report of a name replaces the one before, one without
+            privacy only its like.
         command: recorded in the report.
         baseline: also train the same network on the same data without noise (clipped alike) and show it beside. That
             run has **no** privacy; its scores in the report are not covered by the guarantee, and the report says so.
     """
     observer = observer or Silent()
+    private = not math.isinf(config.privacy.epsilon)
+    # A run without privacy never takes the place of a private run's report.
+    published = reports / (config.name if private else f"{config.name}-nonprivate")
     make_folder(runs)
-    make_folder(reports / config.name)
-    private = run(config, out=runs, command=command, observer=observer)
-    folder = private.folder
+    make_folder(published)
+    finished = run(config, out=runs, command=command, observer=observer)
+    folder = finished.folder
     other = None
-    if baseline and config.privacy.epsilon != float("inf"):
+    if baseline and private:
         values = config.model_dump()
         values["name"] = f"{config.name}-nonprivate"
-        values["privacy"]["epsilon"] = float("inf")
+        values["privacy"]["epsilon"] = math.inf
         twin = RunConfig.model_validate(values)
-        other = run(twin, out=runs, command=f"{command} (baseline)", observer=observer, splits=private.splits).folder
+        other = run(twin, out=runs, command=f"{command} (baseline)", observer=observer, splits=finished.splits).folder
     observer.stage("Writing the report")
     report = build_report(folder, companion=other)
     write_report(report, folder)
-    html, _ = write_report(report, reports / config.name)
+    html, _ = write_report(report, published)
     return Outcome(folder, other, report, html)

@@ -219,6 +219,12 @@ def test_train_report_and_check(room):
     assert (room / "runs" / "tiny-2" / "ledger.jsonl").is_file(), "a run never overwrites another's ledger"
     same = [json.loads((room / "runs" / name / "metrics.json").read_text()) for name in ("tiny", "tiny-2")]
     assert same[0] == same[1], "seeded runs are reproducible"
+    published = (room / "privacy_reports" / "tiny" / "report.json").read_bytes()
+    open_run = dpeq("train", "recipe.yaml", *TINY, "privacy.epsilon=inf", "--data-root", "data", cwd=room)
+    assert open_run.returncode == 0, open_run.stderr
+    assert "NON-PRIVATE" in open_run.stdout
+    assert (room / "privacy_reports" / "tiny" / "report.json").read_bytes() == published, "a private report stays"
+    assert (room / "privacy_reports" / "tiny-nonprivate" / "report.html").is_file()
 
 
 def test_machine_readable_faces(room):
