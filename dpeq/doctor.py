@@ -21,6 +21,7 @@ _MODULES = {
     "escnn": "install gfortran, then pip install 'escnn>=1.0.11' (or use environment.yml, which needs no Fortran)",
     "monai": "pip install 'monai>=1.5.1'",
     "pydicom": "pip install 'pydicom>=3.0'",
+    "nibabel": "pip install 'nibabel>=5.2'",
     "prv_accountant": "pip install prv-accountant==0.2.0",
     "dp_accounting": "pip install 'dp-accounting>=0.6,<0.7'",
 }
