@@ -212,6 +212,10 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             p.summed_grad = None
             p.grad = None
 
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """Refused: Opacus' own step would draw the noise from torch's generator, whose key is 32 bits long."""
+        raise RuntimeError("call accumulate() after each physical batch and finish(noise) once per step, not step().")
+
     def scale_grad(self) -> None:
         """Divides by the public expected batch size, however many physical batches or units there were."""
         for p in self.params:

@@ -309,3 +309,15 @@ def test_half_precision_gradients_are_clipped_by_their_full_precision_norm():
     net.weight.grad_sample = torch.randn(1, 3, 64, dtype=torch.bfloat16)
     opt.accumulate()
     assert float(net.weight.summed_grad.double().norm()) <= 0.5 * (1 + 1e-2)  # only storage rounds, not the norm
+
+
+def test_opacus_own_step_is_refused():
+    """It would move the weights with noise that does not come from the run's key."""
+    net = network("C4")
+    wrapped, opt = UnitGradSampleModule(net), optimizer(net, plan(1.0))
+    x, y = batch(2, 2)
+    wrapped.backward(wrapped(x), y)
+    before = nn.utils.parameters_to_vector(net.parameters()).clone()
+    with pytest.raises(RuntimeError, match="finish"):
+        opt.step()
+    assert torch.equal(nn.utils.parameters_to_vector(net.parameters()), before)
