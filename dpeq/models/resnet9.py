@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dpeq.groups import SymmetryGroup, group
-from dpeq.nn.blocks import ConvBlock, InvariantPool, Restrict, SymmetricPool
+from dpeq.nn.blocks import ConvBlock
+from dpeq.nn.invariant import InvariantPool, Restrict
+from dpeq.nn.pooling import SymmetricPool
 from dpeq.nn.fields import FieldType
 from dpeq.nn.norm import EquivariantGroupNorm
 
@@ -78,7 +80,7 @@ class EqResNet9(nn.Module):
         self.res2 = nn.Sequential(*(ConvBlock(last, last, norm_groups=n3) for _ in range(2)))
         self.scale_norm2 = EquivariantGroupNorm(last, n3, affine=False)
         self.invariant = InvariantPool(last)
-        self.classifier = nn.Linear(f3, classes)
+        self.classifier = nn.Linear(self.invariant.features, classes)
 
     @property
     def symmetry(self) -> SymmetryGroup:

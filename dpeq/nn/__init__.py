@@ -1,0 +1,18 @@
+"""Equivariant layers on plain tensors, each with exact gradients per privacy unit."""
+
+from dpeq.nn.layer import UnitLayer
+from dpeq.nn.norm import EquivariantGroupNorm
+from dpeq.nn.separable import DepthwiseSteerableConv, GroupPointwise
+from dpeq.nn.steerable import SteerableConv
+
+__all__ = [
+    "UNIT_LAYERS",
+    "DepthwiseSteerableConv",
+    "EquivariantGroupNorm",
+    "GroupPointwise",
+    "SteerableConv",
+    "UnitLayer",
+]
+
+# Every trainable layer; the private engine registers each with Opacus.
+UNIT_LAYERS: tuple[type[UnitLayer], ...] = (SteerableConv, EquivariantGroupNorm, DepthwiseSteerableConv, GroupPointwise)

@@ -1,170 +1,130 @@
-"""Steerable filter bases, built once by escnn and kept on disk.
+"""Bases of equivariant convolution kernels.
 
-A steerable convolution is linear in its coefficients: filter = coefficients @ basis (Weiler & Cesa 2019, "General
-E(2)-Equivariant Steerable CNNs"; Cesa, Lang & Weiler 2022). escnn solves the kernel constraint and samples the
-solutions on the grid; this module asks it for one pair of fields at a time, brings the result into a canonical
-orthonormal form and caches it under a name that is the hash of everything it depends on.
+A kernel between fields with representations rho_in and rho_out must satisfy K(g x) = rho_out(g) K(x) rho_in(g)^-1
+(Weiler & Cesa 2019; Cesa, Lang & Weiler 2022). Three ways lead to an orthonormal basis of the solutions:
 
-Why canonical: the kernel space is unique but a solver's basis of it is not, and stored coefficients would mean other
-filters on another machine. Why orthonormal: isotropic noise on the coefficients is then isotropic noise on the filter.
+- Between scalars and regular fields of a group that keeps the grid, the solution is a group convolution (Cohen & Welling
+  2016): one free function psi on the kernel's taps per element, K[h, g](x) = psi[h^-1 g](h^-1 x). Nothing is solved and
+  nothing large is stored, only the index of the free value behind each tap.
+- For other representations of such a group, random kernels are averaged over the group, which projects onto the
+  solutions.
+- For groups that turn the grid by other angles, escnn solves the constraint for continuous kernels and samples them.
+
+In all cases the taps come from one space of angularly band-limited functions, which escnn samples (see
+:mod:`dpeq.nn.spatial`). Bases are canonical, because stored coefficients would otherwise mean other filters on another
+machine, and orthonormal, so that isotropic noise on the coefficients is isotropic noise on the filter.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
-import tempfile
-import warnings
-from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from itertools import product
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from dpeq.resources import cache_dir
+from dpeq.errors import ConfigError
+from dpeq.groups import SymmetryGroup
+from dpeq.nn.spatial import canonical, spatial_basis, steerable_basis
+from dpeq.representations import Representation, representation
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+__all__ = ["KernelBasis", "kernel_basis"]
 
-    from dpeq.groups import SymmetryGroup
 
-__all__ = ["steerable_basis"]
+@dataclass(frozen=True, eq=False)
+class KernelBasis:
+    """Kernels between one pair of fields as a linear function of ``n`` coefficients.
 
-_log = logging.getLogger(__name__)
-_FORMAT = "1"  # raise when the canonical form changes: old files are then ignored, never misread
+    ``(coefficients.view(blocks, rows) @ matrix).flatten()[index]`` is the kernel ``[out_size, in_size, *kernel]``,
+    flattened; without an index it is the product itself.
+
+    Attributes:
+        matrix: float64 ``[rows, columns]``, orthonormal up to the repetition by ``index``.
+        blocks: how many times the matrix is used on its own coefficients.
+        index: int64 ``[out_size * in_size * taps]``, or None. Every free value is used equally often.
+    """
+
+    matrix: Tensor
+    blocks: int = 1
+    index: Tensor | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of coefficients."""
+        return self.blocks * int(self.matrix.shape[0])
+
+    @property
+    def inverse(self) -> Tensor | None:
+        """``[blocks * columns, repetitions]``: where in the kernel each free value is used."""
+        if self.index is None:
+            return None
+        return torch.argsort(self.index, stable=True).view(self.blocks * self.matrix.shape[1], -1)
+
+    def dense(self) -> Tensor:
+        """All basis kernels ``[n, out_size * in_size * taps]``; for tests and small fields."""
+        whole = torch.block_diag(*[self.matrix] * self.blocks)
+        return whole if self.index is None else whole[:, self.index]
 
 
 @cache
-def steerable_basis(
-    group: SymmetryGroup, in_representation: str, out_representation: str, kernel_size: int
-) -> torch.Tensor:
-    """Orthonormal basis of the equivariant kernels between two fields.
+def kernel_basis(group: SymmetryGroup, in_name: str, out_name: str, kernel_size: int) -> KernelBasis:
+    """Basis of the kernels from ``in_name`` to ``out_name`` fields, a window of ``kernel_size`` along every axis.
 
-    Returns:
-        float64 tensor ``[n_basis, out_size, in_size, *[kernel_size] * dim]``, rows orthonormal as flat vectors.
+    Raises:
+        ConfigError: when only the zero kernel is equivariant, or an even kernel is asked of a group off the grid.
     """
-    key = f"{_FORMAT}|{group.name}|{in_representation}|{out_representation}|{kernel_size}"
-    path = cache_dir("bases") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
-    cached = _read(path, key)
-    if cached is not None:
-        return cached
-    basis = _canonical(_solve(group, in_representation, out_representation, kernel_size))
-    tensor = torch.from_numpy(basis)
-    _write(path, key, tensor)
-    return tensor
+    if not group.on_grid:
+        if kernel_size % 2 == 0:
+            raise ConfigError(
+                f"An even kernel of {kernel_size} has no centre to rotate about under {group.name}; use an odd one."
+            )
+        return KernelBasis(steerable_basis(group, in_name, out_name, kernel_size).flatten(1))
+    taps = spatial_basis(group.dim, kernel_size).numpy()
+    moves = _moved_taps(group, kernel_size)
+    if "regular" in (in_name, out_name) and {in_name, out_name} <= {"regular", "trivial"}:
+        return _group_convolution(group, in_name, out_name, taps, moves)
+    return _averaged(representation(group, in_name), representation(group, out_name), taps, moves)
 
 
-def _read(path: Path, key: str) -> torch.Tensor | None:
-    if not path.exists():
-        return None
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        _log.warning("The cached filter basis %s is unreadable (%s); it is built anew.", path, error)
-        return None
-    basis = tensors.get("basis")
-    digest = tensors.get("digest")
-    if basis is None or digest is None or bytes(digest.tolist()) != _digest(basis, key):
-        _log.warning("The cached filter basis %s does not match its checksum; it is built anew.", path)
-        return None
-    return basis
+def _moved_taps(group: SymmetryGroup, kernel_size: int) -> np.ndarray:
+    """``[elements, taps]``: number of the tap that each tap comes from under the element, x -> g^-1 x."""
+    numbers = torch.arange(kernel_size**group.dim).view(1, 1, *[kernel_size] * group.dim)
+    return np.stack([group.act_on_grid(numbers, g).flatten().numpy() for g in group.elements])
 
 
-def _write(path: Path, key: str, basis: torch.Tensor) -> None:
-    """Writes beside the target and renames: readers and concurrent writers see a whole file or none."""
-    digest = torch.tensor(list(_digest(basis, key)), dtype=torch.uint8)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    os.close(handle)
-    try:
-        save_file({"basis": basis.contiguous(), "digest": digest}, temporary)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+def _group_convolution(
+    group: SymmetryGroup, in_name: str, out_name: str, taps: np.ndarray, moves: np.ndarray
+) -> KernelBasis:
+    order, count = len(group.elements), taps.shape[1]
+    outputs = group.elements if out_name == "regular" else range(1)
+    inputs = group.elements if in_name == "regular" else range(1)
+    blocks = order if len(outputs) == len(inputs) == order else 1
+    index = np.empty((len(outputs), len(inputs), count), dtype=np.int64)
+    for h, g in product(outputs, inputs):
+        # to scalars, the element that moves the taps is the input's: K[g](x) = psi(g^-1 x)
+        relative = group.product(group.inverse(h), g) if blocks > 1 else 0
+        index[h, g] = relative * count + moves[h if out_name == "regular" else g]
+    scale = 1 / np.sqrt(order)
+    return KernelBasis(torch.from_numpy(taps * scale), blocks, torch.from_numpy(index.ravel()))
 
 
-def _digest(basis: torch.Tensor, key: str) -> bytes:
-    return hashlib.sha256(key.encode() + basis.contiguous().numpy().tobytes()).digest()
-
-
-def _canonical(kernels: np.ndarray) -> np.ndarray:
-    """A basis that depends on the span alone: orthonormalise the projections of fixed generic vectors onto it.
-
-    The projector onto the span is unique; its images of fixed vectors, orthonormalised by QR with positive diagonal,
-    vary continuously with it, so rounding in the solver cannot turn the basis.
-    """
-    count, shape = len(kernels), kernels.shape[1:]
-    rows = kernels.reshape(count, -1)
-    # SVD only finds the span: linearly dependent solutions are dropped.
-    _, singular, vt = np.linalg.svd(rows, full_matrices=False)
-    span = vt[singular > 1e-8 * singular[0]]
-    generic = np.random.Generator(np.random.PCG64(20230130)).standard_normal((len(span), rows.shape[1]))
-    q, r = np.linalg.qr((generic @ span.T @ span).T)
-    return np.ascontiguousarray((q * np.sign(np.diag(r))).T.reshape(len(span), *shape))
-
-
-def _solve(group: SymmetryGroup, in_representation: str, out_representation: str, kernel_size: int) -> np.ndarray:
-    """Sampled kernels ``[n, out_size, in_size, *kernel]`` from escnn, axes in dpeq's order."""
-    with _quiet_escnn():
-        from escnn import nn as enn
-
-        gspace = _gspace(group)
-        in_type, out_type = (
-            enn.FieldType(gspace, [_representation(gspace, r)]) for r in (in_representation, out_representation)
+def _averaged(inner: Representation, outer: Representation, taps: np.ndarray, moves: np.ndarray) -> KernelBasis:
+    """Solutions as the image of the projector K -> mean_g rho_out(g) K(g^-1 x) rho_in(g)^T."""
+    # The projector's trace is the number of solutions: characters need no kernel.
+    characters = np.array([np.trace(taps @ taps[:, move].T) for move in moves])
+    outer_trace = np.trace(outer.matrices, axis1=1, axis2=2)
+    inner_trace = np.trace(inner.matrices, axis1=1, axis2=2)
+    count = round(float(np.mean(characters * outer_trace * inner_trace)))
+    if count == 0:
+        raise ConfigError(
+            f"Only the zero kernel maps {inner.name} to {outer.name} fields of {inner.group.name}; use a larger kernel "
+            "or other fields."
         )
-        convolution = enn.R2Conv if group.dim == 2 else enn.R3Conv
-        # The frequency cut-off of the reference networks (r -> 3r): angular detail up to what a 3x3 grid can hold.
-        layer = convolution(
-            in_type, out_type, kernel_size, bias=False, initialize=False, frequencies_cutoff=lambda r: 3 * r
-        )
-        expansion = layer.basisexpansion
-        unit_vectors = torch.eye(expansion.dimension())
-        with torch.no_grad():
-            kernels = torch.stack([expansion(vector) for vector in unit_vectors]).double().numpy()
-    kernels = kernels.reshape(len(kernels), out_type.size, in_type.size, *[kernel_size] * group.dim)
-    if group.dim == 3:
-        # escnn orders a volume z, y, x (rotations act on the last two axes); dpeq and MONAI order it x, y, z.
-        kernels = kernels.transpose(0, 1, 2, 5, 4, 3)
-    return np.ascontiguousarray(kernels)
-
-
-def _gspace(group: SymmetryGroup) -> Any:
-    from escnn import gspaces
-
-    n = group.rotations
-    if group.order == 1:
-        return gspaces.trivialOnR2() if group.dim == 2 else gspaces.trivialOnR3()
-    if group.dim == 2:
-        if not group.mirrored:
-            return gspaces.rot2dOnR2(n)
-        return gspaces.flip2dOnR2() if n == 1 else gspaces.flipRot2dOnR2(n)
-    if not group.mirrored:
-        return gspaces.rot2dOnR3(n)
-    return gspaces.mirOnR3() if n == 1 else gspaces.conicalOnR3(n)
-
-
-def _representation(gspace: Any, name: str) -> Any:
-    return gspace.trivial_repr if name == "trivial" else gspace.regular_repr
-
-
-@contextmanager
-def _quiet_escnn() -> Iterator[None]:
-    """escnn's own warnings are not the user's, and its randomised SVD is replaced by the exact one.
-
-    escnn 1.0.11 hands ``np.matrix`` to scikit-learn's unseeded ``randomized_svd``, which current scikit-learn refuses;
-    with the hook unset it uses SciPy's deterministic SVD, which is also several times faster at these sizes.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from escnn.group import _numerical
-
-        original = _numerical.randomized_svd
-        _numerical.randomized_svd = None
-        try:
-            yield
-        finally:
-            _numerical.randomized_svd = original
+    generic = np.random.Generator(np.random.PCG64(20230130))
+    random = generic.standard_normal((count, outer.size, inner.size, len(taps))) @ taps
+    total = np.zeros_like(random)
+    for g, move in enumerate(moves):
+        total += np.einsum("ab,nbct,dc->nadt", outer.matrices[g], random[..., move], inner.matrices[g], optimize=True)
+    return KernelBasis(torch.from_numpy(canonical(total.reshape(count, -1))))

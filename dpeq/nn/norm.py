@@ -1,11 +1,15 @@
-"""Equivariant group normalisation for regular and trivial fields, 2D and 3D.
+"""Equivariant group normalisation for every kind of field, 2D and 3D.
 
 Batch norm mixes patients and has no per-unit gradient; group norm (Wu & He 2018) looks at one image alone. It commutes
-with the group when whole fields share their statistics: the group only permutes positions and the channels inside a
-field, and a mean over both does not notice.
+with the group when whole fields share their statistics: a permutation of channels does not change their mean or
+variance. Fields that are not permutations are centred on their scalar parts only, and scaled by the mean square of all
+their components, which no rotation changes.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +17,25 @@ from torch import Tensor, nn
 
 from dpeq.errors import ConfigError
 from dpeq.nn.fields import FieldType
+from dpeq.nn.layer import UnitLayer, per_field_sums
 
-__all__ = ["EquivariantGroupNorm", "group_norm_per_unit_gradients"]
+__all__ = ["EquivariantGroupNorm", "divisor_near"]
 
 
-class EquivariantGroupNorm(nn.Module):
-    """Normalises ``num_groups`` groups of whole fields of ``[N, channels, *spatial]`` to mean 0 and variance 1.
+def divisor_near(fields: int, wish: int) -> int:
+    """The largest number of norm groups that divides ``fields`` and is at most ``wish``: for architectures to choose."""
+    return max(d for d in range(1, max(1, wish) + 1) if fields % d == 0)
+
+
+class EquivariantGroupNorm(UnitLayer):
+    """Normalises ``num_groups`` groups of whole fields of ``[N, channels, *spatial]`` to mean 0 and mean square 1.
 
     Args:
         field_type: what the channels mean; fields are never split between groups.
         num_groups: must divide the number of fields; a wrong one is an error, never adapted.
-        affine: learn one scale and one shift per field (per orbit: anything finer would break equivariance).
+        affine: learn one scale per field, and one shift per field that has a part which the group leaves alone (the
+            whole orbit of a regular or quotient field, the scalar part of a Fourier field). Anything finer would break
+            equivariance.
 
     Raises:
         ConfigError: when ``num_groups`` does not divide the number of fields.
@@ -37,17 +49,72 @@ class EquivariantGroupNorm(nn.Module):
                 f"{num_groups} norm groups do not divide {field_type.fields} fields; use one of: {', '.join(divisors)}."
             )
         self.field_type, self.num_groups, self.eps = field_type, num_groups, eps
+        rep = field_type.rep
+        self.is_permutation = rep.is_permutation
+        self.invariant = torch.from_numpy(rep.invariant).to(torch.get_default_dtype())
+        parts = len(self.invariant)
+        # Components that a mean may be taken of: all of a permutation's, the scalars of other fields.
+        scalars = torch.arange(rep.size) if rep.is_permutation else self.invariant.argmax(dim=1)
+        self.scalars = tuple(scalars.tolist())
         self.weight = nn.Parameter(torch.ones(field_type.fields)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(field_type.fields)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(field_type.fields, parts)) if affine and parts else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EquivariantGroupNorm:
+        super()._apply(fn, recurse)
+        self.invariant = fn(self.invariant)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels are field-major, so torch's contiguous channel groups are groups of whole fields.
-        if self.weight is None or self.bias is None:
+        scale, shift = self._per_channel()
+        if self.is_permutation:
+            # Channels are field-major, so torch's contiguous channel groups are groups of whole fields.
+            return F.group_norm(x, self.num_groups, scale, shift, self.eps)
+        y = self._normalise(x)
+        tail = [1] * (x.dim() - 2)
+        y = y if scale is None else y * scale.view(1, -1, *tail)
+        return y if shift is None else y + shift.view(1, -1, *tail)
+
+    def _per_channel(self) -> tuple[Tensor | None, Tensor | None]:
+        scale = None if self.weight is None else self.weight.repeat_interleave(self.field_type.size)
+        shift = None if self.bias is None else (self.bias @ self.invariant).flatten()
+        return scale, shift
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        if self.is_permutation:
             return F.group_norm(x, self.num_groups, eps=self.eps)
-        size = self.field_type.size
-        return F.group_norm(
-            x, self.num_groups, self.weight.repeat_interleave(size), self.bias.repeat_interleave(size), self.eps
-        )
+        t = self.field_type
+        y = x.reshape(x.shape[0], self.num_groups, t.fields // self.num_groups, t.size, math.prod(x.shape[2:]))
+        if self.scalars:
+            chosen = list(self.scalars)
+            mean = y[:, :, :, chosen].mean(dim=(2, 3, 4), keepdim=True)
+            mask = y.new_zeros(t.size)
+            mask[chosen] = 1.0
+            y = y - mean * mask.view(1, 1, 1, -1, 1)
+        y = y * torch.rsqrt(y.square().mean(dim=(2, 3, 4), keepdim=True) + self.eps)
+        return y.reshape(x.shape)
+
+    def per_unit_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> dict[nn.Parameter, Tensor]:
+        """See :class:`UnitLayer`; scale ``[units, fields]``, shift ``[units, fields, parts]``."""
+        t = self.field_type
+        gradients: dict[nn.Parameter, Tensor] = {}
+        if self.weight is not None and self.weight.requires_grad:
+            product = self._normalise(x) * grad_output
+            gradients[self.weight] = per_field_sums(product, t.fields, views).sum(dim=2)
+        if self.bias is not None and self.bias.requires_grad:
+            gradients[self.bias] = per_field_sums(grad_output, t.fields, views) @ self.invariant.T
+        return gradients
+
+    def plain(self) -> nn.Module:
+        """The same map without dpeq: ``nn.GroupNorm`` for permutation fields."""
+        if not self.is_permutation:
+            return PlainFieldNorm(self)
+        scale, shift = self._per_channel()
+        layer = nn.GroupNorm(self.num_groups, self.field_type.channels, self.eps, affine=scale is not None)
+        if scale is not None and shift is not None:
+            with torch.no_grad():
+                layer.weight.copy_(scale)
+                layer.bias.copy_(shift)
+        return layer.to(self.invariant)
 
     def extra_repr(self) -> str:
         t = self.field_type
@@ -55,15 +122,31 @@ class EquivariantGroupNorm(nn.Module):
         return f"{t.group.name}: {t.fields} {t.representation}, num_groups={self.num_groups}, affine={affine}"
 
 
-def group_norm_per_unit_gradients(
-    layer: EquivariantGroupNorm, x: Tensor, grad_output: Tensor, views: int = 1
-) -> dict[nn.Parameter, Tensor]:
-    """Per-unit gradients ``[units, fields]`` of scale and shift; ``views`` consecutive rows belong to one unit."""
-    units, fields = x.shape[0] // views, layer.field_type.fields
-    gradients: dict[nn.Parameter, Tensor] = {}
-    if layer.weight is not None and layer.weight.requires_grad:
-        normalised = F.group_norm(x, layer.num_groups, eps=layer.eps)
-        gradients[layer.weight] = (normalised * grad_output).reshape(units, views, fields, -1).sum(dim=(1, 3))
-    if layer.bias is not None and layer.bias.requires_grad:
-        gradients[layer.bias] = grad_output.reshape(units, views, fields, -1).sum(dim=(1, 3))
-    return gradients
+class PlainFieldNorm(nn.Module):
+    """The norm of irrep and Fourier fields as constants and tensor operations, for export."""
+
+    def __init__(self, source: EquivariantGroupNorm) -> None:
+        super().__init__()
+        t = source.field_type
+        self.groups, self.fields, self.size, self.eps = (
+            source.num_groups,
+            t.fields // source.num_groups,
+            t.size,
+            source.eps,
+        )
+        mask = torch.zeros(t.size)
+        mask[list(source.scalars)] = 1.0
+        self.register_buffer("mask", mask.to(source.invariant).view(1, 1, 1, -1, 1))
+        self.share = len(source.scalars) / t.size
+        scale, shift = source._per_channel()
+        self.register_buffer("scale", torch.ones(t.channels) if scale is None else scale.detach().clone())
+        self.register_buffer("shift", torch.zeros(t.channels) if shift is None else shift.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.reshape(x.shape[0], self.groups, self.fields, self.size, -1)
+        if self.share > 0:
+            mean = (y * self.mask).mean(dim=[2, 3, 4], keepdim=True) / self.share
+            y = y - mean * self.mask
+        y = y * torch.rsqrt(y.square().mean(dim=[2, 3, 4], keepdim=True) + self.eps)
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        return y.reshape(x.shape) * self.scale.view(shape) + self.shift.view(shape)

@@ -14,50 +14,75 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpeq.nn.basis import steerable_basis
+from dpeq.errors import ConfigError
+from dpeq.groups import SymmetryGroup
+from dpeq.nn.basis import kernel_basis
+from dpeq.nn.correlate import Geometry, filter_gradients
 from dpeq.nn.fields import FieldType
+from dpeq.nn.layer import UnitLayer, per_field_sums, trains
 
-__all__ = ["SteerableConv", "steerable_conv_per_unit_gradients"]
+__all__ = ["SteerableConv", "check_symmetric_stride"]
 
 
-class SteerableConv(nn.Module):
-    """Equivariant convolution: ``filter = weight @ basis``, then ``F.conv2d`` or ``F.conv3d``.
+class SteerableConv(UnitLayer):
+    """Equivariant convolution: the filter is linear in the coefficients, then ``F.conv2d`` or ``F.conv3d``.
 
     Args:
         in_type: field type of the input ``[N, in_type.channels, *spatial]``.
         out_type: field type of the output; of the same group.
-        kernel_size: odd edge of the filter; the padding is ``kernel_size // 2``, so the size of the map is kept.
-        bias: one bias per output field, the same on the whole orbit (the only shift that commutes with the group).
+        kernel_size: edge of the filter; even ones only for groups that keep the grid.
+        stride: of the output positions, one number or one per axis. On the axes that the group moves, the windows must
+            lie symmetrically on the input, or the layer would not be equivariant: checked at every forward pass.
+        padding: zeros on either side; by default ``dilation * (kernel_size - 1) // 2``, which keeps the size at stride 1
+            for odd kernels.
+        dilation: distance of the filter's taps.
+        bias: one bias per output field on the part that the group leaves alone (the only shift that commutes with it):
+            the whole orbit of a regular or quotient field, the scalar part of an irrep or Fourier field, if it has one.
 
     Attributes:
         weight: coefficients ``[out_fields, in_fields, n_basis]``.
-        per_unit: set while per-unit gradients are taken by hooks. Autograd then skips the batch gradient of the
-            filter, which nobody reads; the bias is added outside the convolution because oneDNN computes the
-            filter's gradient along with the bias's.
+        bias: ``[out_fields, invariant parts]``, or None.
+
+    Raises:
+        ConfigError: when only the zero kernel is equivariant, or a forward pass meets an asymmetric stride.
     """
 
-    def __init__(self, in_type: FieldType, out_type: FieldType, kernel_size: int = 3, *, bias: bool = True) -> None:
+    def __init__(
+        self,
+        in_type: FieldType,
+        out_type: FieldType,
+        kernel_size: int = 3,
+        *,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | None = None,
+        dilation: int = 1,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         if in_type.group != out_type.group:
             raise ValueError(f"a convolution keeps to one group, not {in_type.group.name} to {out_type.group.name}.")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}; an even kernel has no centre on the grid, use an odd one.")
-        self.in_type, self.out_type, self.kernel_size = in_type, out_type, kernel_size
-        self.padding = kernel_size // 2
-        self.per_unit = False
-        basis = steerable_basis(in_type.group, in_type.representation, out_type.representation, kernel_size)
-        # A constant of the architecture, not state: no buffer, because Opacus refuses layers that carry buffers.
-        self.basis = basis.to(torch.get_default_dtype()).flatten(1)
-        self.weight = nn.Parameter(torch.empty(out_type.fields, in_type.fields, len(basis)))
-        self.bias = nn.Parameter(torch.zeros(out_type.fields)) if bias else None
+        self.in_type, self.out_type = in_type, out_type
+        self.geometry = Geometry.of(in_type.group.dim, kernel_size, stride, padding, dilation)
+        basis = kernel_basis(in_type.group, in_type.representation, out_type.representation, kernel_size)
+        # Constants of the architecture, not state: no buffers, because Opacus refuses layers that carry buffers.
+        dtype = torch.get_default_dtype()
+        self.blocks, self.index, self.inverse = basis.blocks, basis.index, basis.inverse
+        self.basis = basis.matrix.to(dtype)
+        self.invariant = torch.from_numpy(out_type.rep.invariant).to(dtype)
+        self.weight = nn.Parameter(torch.empty(out_type.fields, in_type.fields, basis.n))
+        has_bias = bias and len(self.invariant) > 0
+        self.bias = nn.Parameter(torch.zeros(out_type.fields, len(self.invariant))) if has_bias else None
         self.reset_parameters()
 
     @property
     def dim(self) -> int:
         return self.in_type.group.dim
+
+    @property
+    def kernel_size(self) -> int:
+        return self.geometry.kernel_size
 
     def reset_parameters(self) -> None:
         """He initialisation: filter taps get variance 2 / fan_in (He et al. 2015), through an orthonormal basis."""
@@ -67,86 +92,100 @@ class SteerableConv(nn.Module):
             nn.init.zeros_(self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SteerableConv:
-        """Lets the basis follow ``.to()``, ``.cuda()`` and ``.double()`` as a buffer would."""
+        """Lets the constants follow ``.to()``, ``.cuda()`` and ``.double()`` as buffers would."""
         super()._apply(fn, recurse)
-        self.basis = fn(self.basis)
+        self.basis, self.invariant = fn(self.basis), fn(self.invariant)
+        if self.index is not None and self.inverse is not None:
+            self.index, self.inverse = fn(self.index), fn(self.inverse)
         return self
 
     def filter(self) -> Tensor:
         """The plain convolution filter ``[out_channels, in_channels, *kernel]``."""
         out_type, in_type = self.out_type, self.in_type
-        blocks = self.weight.flatten(0, 1) @ self.basis
-        blocks = blocks.view(out_type.fields, in_type.fields, out_type.size, in_type.size, -1)
-        kernel = [self.kernel_size] * self.dim
-        return blocks.transpose(1, 2).reshape(out_type.channels, in_type.channels, *kernel)
+        pairs = out_type.fields * in_type.fields
+        kernels = (self.weight.view(pairs * self.blocks, -1) @ self.basis).view(pairs, -1)
+        if self.index is not None:
+            kernels = kernels[:, self.index]
+        kernels = kernels.view(out_type.fields, in_type.fields, out_type.size, in_type.size, -1)
+        window = [self.kernel_size] * self.dim
+        return kernels.transpose(1, 2).reshape(out_type.channels, in_type.channels, *window)
+
+    def channel_bias(self) -> Tensor | None:
+        """The bias of every output channel ``[out_channels]``."""
+        return None if self.bias is None else (self.bias @ self.invariant).flatten()
 
     def forward(self, x: Tensor) -> Tensor:
-        convolution = F.conv2d if self.dim == 2 else F.conv3d
+        check_symmetric_stride(self.in_type.group, self.geometry, x)
         kernel = self.filter()
-        if self.per_unit and self.training:
+        if self.per_unit and self.training and (x.requires_grad or trains(self.bias)):
+            # The hook takes the gradient of the filter per unit; autograd need not take it for the whole batch. The
+            # bias is added outside the convolution because oneDNN would compute both gradients together.
             kernel = kernel.detach()
-        y = convolution(x, kernel, padding=self.padding)
-        if self.bias is None:
-            return y
-        per_channel = self.bias.repeat_interleave(self.out_type.size)
-        return y + per_channel.view(1, -1, *[1] * self.dim)
+        y = self.geometry.convolve(x, kernel)
+        bias = self.channel_bias()
+        return y if bias is None else y + bias.view(1, -1, *[1] * self.dim)
+
+    def per_unit_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> dict[nn.Parameter, Tensor]:
+        """See :class:`UnitLayer`: the filter's gradient per unit, then the chain rule through the basis."""
+        out_type, in_type = self.out_type, self.in_type
+        units = x.shape[0] // views
+        gradients: dict[nn.Parameter, Tensor] = {}
+        if self.weight.requires_grad:
+            blocks = filter_gradients(x, grad_output, self.geometry, views)
+            pairs = units * out_type.fields * in_type.fields
+            window = self.kernel_size**self.dim
+            blocks = blocks.view(units, out_type.fields, out_type.size, in_type.fields, in_type.size * window)
+            blocks = blocks.transpose(2, 3).reshape(pairs, out_type.size * in_type.size * window)
+            if self.inverse is not None:
+                blocks = blocks[:, self.inverse].sum(dim=-1)
+            coefficients = blocks.view(-1, self.basis.shape[1]) @ self.basis.T
+            gradients[self.weight] = coefficients.view(units, *self.weight.shape)
+        if self.bias is not None and trains(self.bias):
+            gradients[self.bias] = per_field_sums(grad_output, out_type.fields, views) @ self.invariant.T
+        return gradients
+
+    def plain(self) -> nn.Module:
+        """The same map as an ``nn.Conv2d`` or ``nn.Conv3d``."""
+        g, bias = self.geometry, self.channel_bias()
+        kind = nn.Conv2d if self.dim == 2 else nn.Conv3d
+        layer = kind(
+            self.in_type.channels,
+            self.out_type.channels,
+            g.kernel_size,
+            stride=g.stride,
+            padding=g.padding,
+            dilation=g.dilation,
+            bias=bias is not None,
+        )
+        with torch.no_grad():
+            layer.weight.copy_(self.filter())
+            if bias is not None and layer.bias is not None:
+                layer.bias.copy_(bias)
+        return layer.to(self.weight)
 
     def extra_repr(self) -> str:
-        i, o = self.in_type, self.out_type
+        i, o, g = self.in_type, self.out_type, self.geometry
         return (
-            f"{i.group.name}: {i.fields} {i.representation} -> {o.fields} {o.representation}, "
-            f"kernel_size={self.kernel_size}, bias={self.bias is not None}"
+            f"{i.group.name}: {i.fields} {i.representation} -> {o.fields} {o.representation}, {g.describe()}, "
+            f"bias={self.bias is not None}"
         )
 
 
-def steerable_conv_per_unit_gradients(
-    layer: SteerableConv, x: Tensor, grad_output: Tensor, views: int = 1
-) -> dict[nn.Parameter, Tensor]:
-    """Gradients per unit in coefficient space; ``views`` consecutive rows of the batch belong to one unit.
+def check_symmetric_stride(group: SymmetryGroup, geometry: Geometry, x: Tensor) -> None:
+    """Windows that lie off centre would break the symmetry, so they are refused.
 
-    The filter's gradient of a unit is a correlation of its inputs with its output gradients, summed over views inside
-    one contraction; the chain rule through ``filter = weight @ basis`` is one product with the transposed basis.
-
-    Args:
-        x: layer input ``[units * views, in_channels, *spatial]``.
-        grad_output: gradient of the summed loss ``[units * views, out_channels, *spatial]``.
-
-    Returns:
-        for each parameter a tensor ``[units, *parameter.shape]``.
+    Raises:
+        ConfigError: names the axis, its size and a size that would do.
     """
-    units = x.shape[0] // views
-    out_type, in_type = layer.out_type, layer.in_type
-    gradients: dict[nn.Parameter, Tensor] = {}
-    if layer.weight.requires_grad:
-        blocks = _filter_gradients(layer, x, grad_output, units, views)
-        blocks = blocks.view(units, out_type.fields, out_type.size, in_type.fields, in_type.size, -1)
-        blocks = blocks.transpose(2, 3).reshape(units * out_type.fields * in_type.fields, -1)
-        gradients[layer.weight] = (blocks @ layer.basis.T).view(units, *layer.weight.shape)
-    if layer.bias is not None and layer.bias.requires_grad:
-        per_field = grad_output.reshape(units, views, out_type.fields, -1)
-        gradients[layer.bias] = per_field.sum(dim=(1, 3))
-    return gradients
-
-
-def _filter_gradients(layer: SteerableConv, x: Tensor, grad_output: Tensor, units: int, views: int) -> Tensor:
-    """Per-unit gradients of the filter, ``[units, out_channels, in_channels * taps]``."""
-    k, pad, channels = layer.kernel_size, layer.padding, layer.in_type.channels
-    rows = _by_unit(grad_output.flatten(2), units, views)
-    if layer.dim == 2:
-        return torch.bmm(rows, _by_unit(F.unfold(x, k, padding=pad), units, views).transpose(1, 2))
-    # In 3D unfolding would hold 27 copies of the input: one shifted copy at a time costs the same arithmetic.
-    padded = F.pad(x, [pad] * 6)
-    sx, sy, sz = x.shape[2:]
-    result = x.new_empty(units, layer.out_type.channels, channels, k**3)
-    for tap in range(k**3):
-        i, j, m = tap // k**2, tap // k % k, tap % k
-        shifted = padded[:, :, i : i + sx, j : j + sy, m : m + sz].reshape(units * views, channels, -1)
-        result[..., tap] = torch.bmm(rows, _by_unit(shifted, units, views).transpose(1, 2))
-    return result.flatten(2)
-
-
-def _by_unit(x: Tensor, units: int, views: int) -> Tensor:
-    """``[units * views, C, P] -> [units, C, views * P]``: the contraction over positions then covers all views."""
-    if views == 1:
-        return x
-    return x.view(units, views, *x.shape[1:]).transpose(1, 2).reshape(units, x.shape[1], -1)
+    if all(s == 1 for s in geometry.stride) or len(group.elements) == 1:
+        return
+    moved = (group.matrices != torch.eye(group.dim).numpy()).any(axis=(0, 2))
+    on_axis = moved[::-1] if group.dim == 2 else moved  # images are stored [y, x]
+    for axis, size in enumerate(x.shape[2:]):
+        left_over = (size + 2 * geometry.padding - geometry.reach) % geometry.stride[axis]
+        if on_axis[axis] and left_over:
+            raise ConfigError(
+                f"A stride of {geometry.stride[axis]} over {size} pixels (axis {axis}) leaves {left_over} on one side, "
+                f"which breaks the symmetry of {group.name}; use {size - left_over} or {size - left_over + geometry.stride[axis]} "
+                "pixels, another kernel size (even for even sizes), or a pooling layer."
+            )

@@ -23,8 +23,7 @@ from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processe
 from torch import Tensor, nn
 
 from dpeq.errors import ConfigError
-from dpeq.nn.norm import EquivariantGroupNorm, group_norm_per_unit_gradients
-from dpeq.nn.steerable import SteerableConv, steerable_conv_per_unit_gradients
+from dpeq.nn import UNIT_LAYERS, UnitLayer
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Stream
 
@@ -33,21 +32,12 @@ __all__ = ["PlanOptimizer", "UnitGradSampleModule"]
 GradSampler = Callable[[nn.Module, list[Tensor], Tensor], dict[nn.Parameter, Tensor]]
 
 
-@register_grad_sampler(SteerableConv)  # type: ignore[untyped-decorator]
-def _sample_steerable_conv(
-    layer: SteerableConv, activations: list[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
-    return steerable_conv_per_unit_gradients(layer, activations[0], backprops, getattr(layer, "views", 1))
+def _sample_unit_layer(layer: UnitLayer, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    return layer.per_unit_gradients(activations[0], backprops, layer.views)
 
 
-@register_grad_sampler(EquivariantGroupNorm)  # type: ignore[untyped-decorator]
-def _sample_group_norm(
-    layer: EquivariantGroupNorm, activations: list[Tensor], backprops: Tensor
-) -> dict[nn.Parameter, Tensor]:
-    return group_norm_per_unit_gradients(layer, activations[0], backprops, getattr(layer, "views", 1))
-
-
-_FOLDS_VIEWS = (SteerableConv, EquivariantGroupNorm)
+for _kind in UNIT_LAYERS:
+    register_grad_sampler(_kind)(_sample_unit_layer)
 
 
 class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is untyped
@@ -89,14 +79,11 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
         except NotImplementedError as error:
             raise ConfigError(f"The network has a layer that cannot be trained privately: {error}") from error
         for layer in module.modules():
-            if isinstance(layer, _FOLDS_VIEWS):
-                layer.views = views  # type: ignore[assignment]
-            if isinstance(layer, SteerableConv) and layer.bias is not None:
-                # Without a bias nothing of a first layer would require grad and its hook would never fire.
-                layer.per_unit = True
+            if isinstance(layer, UnitLayer):
+                layer.views, layer.per_unit = views, True
 
     def _folded(self, kind: type[nn.Module], sampler: GradSampler) -> GradSampler:
-        if kind in _FOLDS_VIEWS or self.views == 1:
+        if issubclass(kind, UnitLayer) or self.views == 1:
             return sampler
 
         def fold(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
@@ -133,10 +120,8 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
         """Removes every hook and mark, and returns the plain network."""
         self.cleanup()
         for layer in self._module.modules():
-            if isinstance(layer, SteerableConv):
-                layer.per_unit = False
-            if isinstance(layer, _FOLDS_VIEWS):
-                layer.views = 1  # type: ignore[assignment]
+            if isinstance(layer, UnitLayer):
+                layer.views, layer.per_unit = 1, False
         module: nn.Module = self._module
         return module
 

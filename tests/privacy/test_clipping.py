@@ -13,7 +13,8 @@ from torch import nn
 from dpeq.errors import ConfigError
 from dpeq.groups import group
 from dpeq.models.resnet9 import EqResNet9, ResNet9Spec
-from dpeq.nn.blocks import ConvBlock, InvariantPool
+from dpeq.nn.blocks import ConvBlock
+from dpeq.nn.invariant import InvariantPool
 from dpeq.nn.fields import FieldType
 from dpeq.nn.steerable import SteerableConv
 from dpeq.privacy.clipping import PlanOptimizer, UnitGradSampleModule
