@@ -70,7 +70,7 @@ class SymmetryGroup:
 
     @property
     def matrices(self) -> np.ndarray:
-        """Orthogonal matrices ``[elements, dim, dim]`` acting on coordinate columns; whole numbers where on the grid."""
+        """Orthogonal matrices ``[elements, dim, dim]`` on coordinate columns; whole numbers on the grid."""
         return _matrices(self)
 
     def product(self, a: Element, b: Element) -> Element:
@@ -97,7 +97,7 @@ class SymmetryGroup:
         return torch.flip(moved, [lead + a for a in range(self.dim) if matrix[a, source[a]] < 0])
 
     def act_by_interpolation(self, x: torch.Tensor, element: Element, mode: str = "bilinear") -> torch.Tensor:
-        """The same for any element, ``[N, C, *spatial]`` with equal edges in the plane, by interpolation; zero outside."""
+        """The same for any element on ``[N, C, *spatial]``, edges equal in the plane, interpolated; zero outside."""
         import torch
         import torch.nn.functional as F
 
@@ -130,9 +130,10 @@ class SymmetryGroup:
         return (*named, *(n for n in GROUP_NAMES if n != self.name and self.embedding(group(n)) is not None))
 
     def subgroup(self, restriction: str) -> SymmetryGroup:
-        """The group left after a restriction: 'none', 'halved', 'reflection', 'invariant' (Hölzl et al. 2023), or a name.
+        """The group left after a restriction of Hölzl et al. 2023, or the subgroup of that name.
 
-        "halved" keeps every second rotation (of Oh: the rotations), "reflection" the mirror alone, "invariant" nothing.
+        "none" keeps all, "halved" every second rotation (of Oh: the rotations), "reflection" the mirror, "invariant"
+        nothing.
 
         Raises:
             ConfigError: lists what this group can be restricted to.

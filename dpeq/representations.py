@@ -30,8 +30,8 @@ class Irrep:
 
     Attributes:
         dim: its dimension d.
-        complex_type: whether its commuting maps are the complex numbers (rotations of C_N by 0 < k < N/2) instead of the
-            reals; it then occurs d / 2 times in the regular representation, else d times.
+        complex_type: whether its commuting maps are the complex numbers (rotations of C_N by 0 < k < N/2) instead of
+            the reals; it then occurs d / 2 times in the regular representation, else d times.
         matrices: ``[elements, d, d]``.
         frequency: angular frequency about the axis, 0 where there is none.
         label: (mirror parity, frequency) for axial groups, in escnn's naming; empty otherwise.
@@ -77,7 +77,7 @@ class Representation:
 
     @property
     def invariant(self) -> np.ndarray:
-        """Vectors ``[k, size]`` that no element changes: where a bias may go. Constants for a permutation, else scalars."""
+        """Vectors ``[k, size]`` that no element changes: where a bias may go."""
         if self.is_permutation:
             return np.ones((1, self.size)) if _transitive(self.matrices) else np.eye(self.size)
         scalar = [i for i in range(self.size) if np.allclose(self.matrices[:, i, i], 1.0)]
@@ -157,7 +157,7 @@ def _restrict(whole: SymmetryGroup, name: str, larger: Representation, embedded:
 
 @cache
 def irreps(whole: SymmetryGroup) -> tuple[Irrep, ...]:
-    """All real irreducible representations of a finite group; of a continuous one, those its sample angles can tell apart.
+    """All real irreps of a finite group; of a continuous one, those that its sample angles can tell apart.
 
     Written out, not solved for: cyclic and dihedral ones are rotations by multiples of the angle; those of the cube's
     rotations are the scalar, the sign of the permutation of the axes, the permutation's two-dimensional part, the

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from dpeq.groups import SymmetryGroup, group
 from dpeq.nn.blocks import ConvBlock
-from dpeq.nn.invariant import InvariantPool, Restrict
-from dpeq.nn.pooling import SymmetricPool
 from dpeq.nn.fields import FieldType
+from dpeq.nn.invariant import InvariantPool, Restrict
 from dpeq.nn.norm import EquivariantGroupNorm
+from dpeq.nn.pooling import SymmetricPool
 
 __all__ = ["EqResNet9", "ResNet9Spec", "fields_for_width"]
 

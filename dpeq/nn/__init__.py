@@ -2,17 +2,19 @@
 
 from dpeq.nn.layer import UnitLayer
 from dpeq.nn.norm import EquivariantGroupNorm
+from dpeq.nn.position import PositionEmbedding
 from dpeq.nn.separable import DepthwiseSteerableConv, GroupPointwise
+from dpeq.nn.standardized import StandardizedConv
 from dpeq.nn.steerable import SteerableConv
 
-__all__ = [
-    "UNIT_LAYERS",
-    "DepthwiseSteerableConv",
-    "EquivariantGroupNorm",
-    "GroupPointwise",
-    "SteerableConv",
-    "UnitLayer",
-]
+__all__ = ["UNIT_LAYERS", "UnitLayer"]
 
 # Every trainable layer; the private engine registers each with Opacus.
-UNIT_LAYERS: tuple[type[UnitLayer], ...] = (SteerableConv, EquivariantGroupNorm, DepthwiseSteerableConv, GroupPointwise)
+UNIT_LAYERS: tuple[type[UnitLayer], ...] = (
+    SteerableConv,
+    EquivariantGroupNorm,
+    DepthwiseSteerableConv,
+    GroupPointwise,
+    StandardizedConv,
+    PositionEmbedding,
+)

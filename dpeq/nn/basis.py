@@ -3,9 +3,9 @@
 A kernel between fields with representations rho_in and rho_out must satisfy K(g x) = rho_out(g) K(x) rho_in(g)^-1
 (Weiler & Cesa 2019; Cesa, Lang & Weiler 2022). Three ways lead to an orthonormal basis of the solutions:
 
-- Between scalars and regular fields of a group that keeps the grid, the solution is a group convolution (Cohen & Welling
-  2016): one free function psi on the kernel's taps per element, K[h, g](x) = psi[h^-1 g](h^-1 x). Nothing is solved and
-  nothing large is stored, only the index of the free value behind each tap.
+- Between scalars and regular fields of a group that keeps the grid, the solution is a group convolution (Cohen &
+  Welling 2016): one free function psi on the kernel's taps per element, K[h, g](x) = psi[h^-1 g](h^-1 x). Nothing is
+  solved and nothing large is stored, only the index of the free value behind each tap.
 - For other representations of such a group, random kernels are averaged over the group, which projects onto the
   solutions.
 - For groups that turn the grid by other angles, escnn solves the constraint for continuous kernels and samples them.

@@ -64,7 +64,7 @@ class FieldType:
 
 
 def hidden_representation(group: SymmetryGroup) -> str:
-    """What the inner layers of a network carry: regular fields, or functions on a continuous group up to frequency 2."""
+    """What inner layers carry: regular fields, or functions on a continuous group up to frequency 2."""
     return "fourier:2" if group.continuous else "regular"
 
 

@@ -23,7 +23,7 @@ __all__ = ["EquivariantGroupNorm", "divisor_near"]
 
 
 def divisor_near(fields: int, wish: int) -> int:
-    """The largest number of norm groups that divides ``fields`` and is at most ``wish``: for architectures to choose."""
+    """The largest divisor of ``fields`` that is at most ``wish``: for architectures to choose their norm groups."""
     return max(d for d in range(1, max(1, wish) + 1) if fields % d == 0)
 
 

@@ -1,14 +1,16 @@
 """Separable equivariant convolution: symmetry that does not cost |G| times as much.
 
-A full group convolution between regular fields mixes space and group at once and multiplies |G| times more than a plain
-convolution of as many parameters. Here the two are taken apart, as EfficientNet's MBConv takes space and channels apart:
+A full group convolution between regular fields mixes space and group at once and multiplies |G| times more than a
+plain convolution of as many parameters. Here the two are taken apart, as EfficientNet's MBConv takes space and channels
+apart:
 
 1. :class:`DepthwiseSteerableConv`: every field on its own, one filter per field, turned by each group element: the part
    of the group convolution's kernel that does not mix elements, K[h, g](x) = delta(h, g) psi(h^-1 x).
-2. :class:`GroupPointwise`: mixes fields and elements at each pixel. In the basis of irreps this map is block-diagonal
-   (Schur's lemma): each irrep rho of dimension d carries one matrix over (fields x d copies), shared by its d components.
-   It costs sum_rho d^3 products per pair of fields instead of |G|^2 (12 instead of 64 for D4, 64 instead of 576 for O)
-   with the same |G| = sum_rho d^2 parameters. Back in the regular basis, pointwise activations and group norm apply.
+2. :class:`GroupPointwise`: mixes fields and elements at each pixel. In the basis of irreps it is block-diagonal
+   (Schur's lemma): each irrep rho of dimension d carries one matrix over (fields x d copies), shared by its d
+   components. It costs sum_rho d^3 products per pair of fields instead of |G|^2 (12 instead of 64 for D4, 64 instead of
+   576 for O) with the same |G| = sum_rho d^2 parameters. Back in the regular basis, pointwise activations and group
+   norm apply.
 """
 
 from __future__ import annotations
@@ -138,7 +140,7 @@ class GroupFourier:
 
 @cache
 def group_fourier(group: SymmetryGroup) -> GroupFourier:
-    """Matrix elements of the irreps, sqrt(d / |G|) rho_ij(g), as rows (i: component, j: copy); Serre 1977, section 2.4."""
+    """Matrix elements sqrt(d / |G|) rho_ij(g) of the irreps as rows (i: component, j: copy); Serre 1977, 2.4."""
     order = len(group.elements)
     shapes: dict[tuple[int, int, bool], list[np.ndarray]] = {}
     for part in irreps(group):
@@ -185,7 +187,7 @@ class GroupPointwise(UnitLayer):
         return self
 
     def _matrices(self) -> list[Tensor]:
-        """For each shape of irreps its maps ``[count, out_fields * copies, in_fields * copies]`` (copies: real ones)."""
+        """For each shape of irreps its maps ``[count, out_fields * copies, in_fields * copies]``."""
         m, n = self.out_type.fields, self.in_type.fields
         maps, start = [], 0
         for d, copies, complex_type, count in self.parts:

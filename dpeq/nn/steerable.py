@@ -35,8 +35,8 @@ class SteerableConv(UnitLayer):
         kernel_size: edge of the filter; even ones only for groups that keep the grid.
         stride: of the output positions, one number or one per axis. On the axes that the group moves, the windows must
             lie symmetrically on the input, or the layer would not be equivariant: checked at every forward pass.
-        padding: zeros on either side; by default ``dilation * (kernel_size - 1) // 2``, which keeps the size at stride 1
-            for odd kernels.
+        padding: zeros on either side; by default ``dilation * (kernel_size - 1) // 2``, which keeps the size at
+            stride 1 for odd kernels.
         dilation: distance of the filter's taps.
         bias: one bias per output field on the part that the group leaves alone (the only shift that commutes with it):
             the whole orbit of a regular or quotient field, the scalar part of an irrep or Fourier field, if it has one.
@@ -182,10 +182,11 @@ def check_symmetric_stride(group: SymmetryGroup, geometry: Geometry, x: Tensor) 
     moved = (group.matrices != torch.eye(group.dim).numpy()).any(axis=(0, 2))
     on_axis = moved[::-1] if group.dim == 2 else moved  # images are stored [y, x]
     for axis, size in enumerate(x.shape[2:]):
-        left_over = (size + 2 * geometry.padding - geometry.reach) % geometry.stride[axis]
+        stride = geometry.stride[axis]
+        left_over = (size + 2 * geometry.padding - geometry.reach) % stride
         if on_axis[axis] and left_over:
             raise ConfigError(
-                f"A stride of {geometry.stride[axis]} over {size} pixels (axis {axis}) leaves {left_over} on one side, "
-                f"which breaks the symmetry of {group.name}; use {size - left_over} or {size - left_over + geometry.stride[axis]} "
-                "pixels, another kernel size (even for even sizes), or a pooling layer."
+                f"A stride of {stride} over {size} pixels (axis {axis}) leaves {left_over} on one side, which breaks "
+                f"the symmetry of {group.name}; use {size - left_over} or {size - left_over + stride} pixels, another "
+                "kernel size (even for even sizes), or a pooling layer."
             )
