@@ -20,12 +20,34 @@ class _Part(BaseModel):
 
 
 class Symmetries(_Part):
-    """What is known of the symmetry of the images; it decides which groups are sound."""
+    """What is known of the symmetry of the images; :mod:`dpeq.advice` reads from it which groups are sound.
+
+    Attributes:
+        laterality_matters: some classes differ only as an image and its mirror image do, such as a left and a right
+            kidney.
+        isotropic: one pixel or voxel step means the same length along every axis (of volumes: within a slice and
+            between slices, as acquired).
+        orientation_matters: the label itself depends on how the image is turned, such as supine and upright.
+        aligned: the images arrive in one pose; turned copies of an image do not occur.
+        mirrored_classes: the pairs of classes that a mirror swaps, where laterality matters.
+        note: the reasons, in words.
+    """
 
     laterality_matters: bool
     isotropic: bool
     orientation_matters: bool
+    aligned: bool = False
+    mirrored_classes: tuple[tuple[str, str], ...] = ()
     note: str
+
+    @model_validator(mode="after")
+    def _mirrors_go_with_laterality(self) -> Symmetries:
+        if self.mirrored_classes and not self.laterality_matters:
+            raise ValueError("mirrored_classes names classes that a mirror swaps, so laterality_matters must be true")
+        for pair in self.mirrored_classes:
+            if pair[0] == pair[1]:
+                raise ValueError(f"mirrored_classes pairs '{pair[0]}' with itself; name two classes")
+        return self
 
 
 Edge = Annotated[int, Field(ge=4)]
@@ -85,6 +107,11 @@ class Card(_Part):
             raise ValueError(f"image_size {list(self.image_size)} does not have {self.dim} numbers")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError("two classes have the same name")
+        unknown = [c for pair in self.symmetries.mirrored_classes for c in pair if c not in self.classes]
+        if unknown:
+            raise ValueError(
+                f"mirrored_classes names '{unknown[0]}', which is none of the classes {list(self.classes)}"
+            )
         if self.kind == "dicom" and self.volume is None:
             raise ValueError("a dicom card needs volume settings")
         if self.splits.get("train") != self.public_units:
