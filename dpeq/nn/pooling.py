@@ -2,23 +2,106 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SymmetricPool"]
+from dpeq.errors import ConfigError
+from dpeq.nn.fields import FieldType
+
+__all__ = ["AntialiasedPool", "MaxPool", "SymmetricPool"]
+
+
+def _windows(sizes: torch.Size) -> tuple[list[int], list[int], list[int]]:
+    """Window, stride and padding per axis, such that the windows lie symmetrically on it.
+
+    Windows of 2 do on an even axis only; on an odd axis windows of 3, centred on every second pixel, do. An axis of
+    length 1 is left alone.
+    """
+    kernel = [1 if s == 1 else 2 if s % 2 == 0 else 3 for s in sizes]
+    return kernel, [1 if k == 1 else 2 for k in kernel], [1 if k == 3 else 0 for k in kernel]
 
 
 class SymmetricPool(nn.Module):
     """Halves every spatial axis by average pooling, in a way that commutes with rotations and reflections.
 
-    A window of 2 is symmetric on an even axis only; on an odd axis a window of 3, centred on every second pixel, is.
-    An axis of length 1 is left alone.
+    Axes of odd length get ``(length + 1) / 2`` windows of 3, others windows of 2; an axis of length 1 is left alone.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         pool = F.avg_pool2d if x.dim() == 4 else F.avg_pool3d
-        sizes = x.shape[2:]
-        kernel = [1 if s == 1 else 2 if s % 2 == 0 else 3 for s in sizes]
-        padding = [1 if k == 3 else 0 for k in kernel]
-        stride = [1 if k == 1 else 2 for k in kernel]
+        kernel, stride, padding = _windows(x.shape[2:])
         return pool(x, kernel, stride, padding, count_include_pad=False)
+
+
+class MaxPool(nn.Module):
+    """Halves every spatial axis by the maximum of each channel, over the windows of :class:`SymmetricPool`.
+
+    Args:
+        field_type: of the input; a maximum per channel commutes with permutations of channels only.
+
+    Raises:
+        ConfigError: for fields that are not permutations.
+    """
+
+    def __init__(self, field_type: FieldType) -> None:
+        super().__init__()
+        if not field_type.rep.is_permutation:
+            raise ConfigError(
+                f"The maximum of each channel means nothing for {field_type.representation} fields of "
+                f"{field_type.group.name}; use an average or antialiased pool."
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        pool = F.max_pool2d if x.dim() == 4 else F.max_pool3d
+        kernel, stride, padding = _windows(x.shape[2:])
+        return pool(x, kernel, stride, padding)
+
+
+class AntialiasedPool(nn.Module):
+    """Halves every spatial axis by a Gaussian blur that is read at every second pixel (Zhang 2019, ICML).
+
+    Before halving the resolution it removes the detail that the coarser grid would show differently at every angle, and
+    it weighs neighbours by their distance alone, which a square window does not. Taps lie symmetrically: at whole
+    pixels from the centre on an odd axis, at half pixels on an even one, up to three standard deviations away. An axis
+    of length 1 is left alone. Every window's weights sum to 1, at the border too.
+
+    Args:
+        sigma: standard deviation of the blur in pixels; 0.66 in the reference's networks for SO(2).
+    """
+
+    def __init__(self, sigma: float = 0.66) -> None:
+        super().__init__()
+        if not sigma > 0:
+            raise ConfigError(f"A blur of {sigma} pixels is none; use a positive sigma, such as 0.66.")
+        self.sigma = sigma
+
+    def _taps(self, size: int) -> tuple[list[float], int, int]:
+        """Weights, stride and padding along an axis of that size."""
+        if size == 1:
+            return [1.0], 1, 0
+        odd = size % 2
+        reach = max(1, round(3 * self.sigma))
+        places = [i + (0.0 if odd else 0.5) for i in range(-reach, reach + odd)]
+        weights = [math.exp(-0.5 * (p / self.sigma) ** 2) for p in places]
+        return [w / sum(weights) for w in weights], 2, reach if odd else reach - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = [self._taps(s) for s in x.shape[2:]]
+        kernel = torch.ones((), dtype=x.dtype, device=x.device)
+        for weights, _, _ in axes:
+            kernel = kernel.unsqueeze(-1) * torch.tensor(weights, dtype=x.dtype, device=x.device)
+        kernel = kernel[None, None]
+        stride, padding = [a[1] for a in axes], [a[2] for a in axes]
+        convolve = F.conv2d if x.dim() == 4 else F.conv3d
+        # every channel is an image of its own
+        blurred = convolve(x.flatten(0, 1).unsqueeze(1), kernel, stride=stride, padding=padding)
+        # of the window's weight, what lies inside the image
+        inside = convolve(torch.ones_like(x[:1, :1]), kernel, stride=stride, padding=padding) if len(x) else 1.0
+        y = blurred / inside
+        return y.view(x.shape[0], x.shape[1], *y.shape[2:])
+
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma}"
