@@ -29,6 +29,7 @@ class _Section(BaseModel):
 
 
 Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=True)]
+Depth = Annotated[int, Field(ge=0)]
 Triple = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
 
@@ -45,13 +46,23 @@ class DataConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """Which network. Everything but the name defaults to the preset's."""
+    """Which network: a preset, a twin of one (cnn, wide-resnet, vit), or the import path of a class.
+
+    Everything but the name defaults to the preset's; see :class:`dpeq.models.registry.ModelChoice`.
+    """
 
     name: str
     group: str | None = None
-    restriction: Literal["none", "halved", "reflection", "invariant"] | None = None
+    restriction: str | None = None  # none, halved, reflection, invariant, or a subgroup by name
     fields: Triple | None = None
     norm_groups: Triple | None = None
+    block: Literal["full", "separable"] | None = None
+    depths: tuple[Depth, Depth, Depth] | None = None
+    resolution: int | None = Field(default=None, ge=4)  # pixels of the longest edge
+    width_rule: Literal["parameters", "compute"] = "parameters"
+    match: str | None = None  # the preset that a twin equals
+    match_by: Literal["parameters", "macs"] = "parameters"
+    arguments: dict[str, Any] = {}  # of a network by import path
 
 
 class PrivacyConfig(_Section):

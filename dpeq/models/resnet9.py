@@ -7,28 +7,19 @@ adapts it silently when it does not divide the fields).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from dpeq.groups import SymmetryGroup, group
 from dpeq.nn.blocks import ConvBlock
-from dpeq.nn.fields import FieldType
+from dpeq.nn.fields import FieldType, hidden_representation
 from dpeq.nn.invariant import InvariantPool, Restrict
 from dpeq.nn.norm import EquivariantGroupNorm
 from dpeq.nn.pooling import SymmetricPool
 
-__all__ = ["EqResNet9", "ResNet9Spec", "fields_for_width"]
-
-
-def fields_for_width(width: int, symmetry: SymmetryGroup) -> int:
-    """Fields that stand for ``width`` plain channels at about equal parameters: int(C sqrt(1.5 |G|) / |G|), at least 1.
-
-    The rule of the reference code (its "fix_params"): coefficients of a regular-to-regular filter grow with |G| times
-    the product of fields.
-    """
-    return max(1, int(width * math.sqrt(1.5 * symmetry.order) / symmetry.order))
+__all__ = ["EqResNet9", "ResNet9Spec"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +40,24 @@ class ResNet9Spec:
     norm_groups: tuple[int, int, int]
     stem_pool: bool = False
 
+    architecture = "equivariant ResNet-9"
+
+    @property
+    def dim(self) -> int:
+        return group(self.group).dim
+
+    def build(self, in_channels: int, classes: int) -> EqResNet9:
+        return EqResNet9(self, in_channels, classes)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "fields": list(self.fields),
+            "norm": "equivariant group norm",
+            "norm_groups": list(self.norm_groups),
+            "activation": "Mish",
+            "stem_pool": self.stem_pool,
+        }
+
 
 class EqResNet9(nn.Module):
     """``[N, in_channels, *spatial] -> logits [N, classes]``, invariant under the restricted group.
@@ -66,8 +75,9 @@ class EqResNet9(nn.Module):
         kept = whole.subgroup(spec.restriction)
         (f1, f2, f3), (n1, n2, n3) = spec.fields, spec.norm_groups
         image = FieldType(whole, "trivial", in_channels)
-        first, second = FieldType(whole, "regular", f1), FieldType(whole, "regular", f2)
-        third, last = FieldType(whole, "regular", f3), FieldType(kept, "regular", f3)
+        hidden = hidden_representation(whole)
+        first, second, third = (FieldType(whole, hidden, f) for f in (f1, f2, f3))
+        last = FieldType(kept, hidden_representation(kept), f3)
 
         self.conv1 = ConvBlock(image, first, norm_groups=n1, pool=spec.stem_pool)
         self.conv2 = ConvBlock(first, second, norm_groups=n2, pool=True)

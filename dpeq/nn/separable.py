@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from dpeq.groups import SymmetryGroup
 from dpeq.nn.basis import kernel_basis
-from dpeq.nn.correlate import Geometry, taps_of
+from dpeq.nn.correlate import Geometry
+from dpeq.nn.depthwise import depthwise_convolve, depthwise_filter_gradients
 from dpeq.nn.fields import FieldType
 from dpeq.nn.layer import UnitLayer, per_field_sums, trains
 from dpeq.nn.steerable import check_symmetric_stride
@@ -84,17 +85,16 @@ class DepthwiseSteerableConv(UnitLayer):
         kernel = self.filter()
         if self.per_unit and self.training and x.requires_grad:
             kernel = kernel.detach()  # see SteerableConv.forward
-        return self.geometry.convolve(x, kernel, groups=self.field_type.channels)
+        return depthwise_convolve(x, kernel, self.geometry)
 
     def per_unit_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> dict[nn.Parameter, Tensor]:
-        """See :class:`UnitLayer`: per tap, input times output gradient, summed over positions."""
+        """See :class:`UnitLayer`: every row's filter gradient, then the chain rule through the basis."""
         if not self.weight.requires_grad:
             return {}
-        size = grad_output.shape[2:]
-        fields, units = self.field_type.fields, x.shape[0] // views
-        taps = [per_field_sums(shifted * grad_output, fields, views) for shifted in taps_of(x, self.geometry, size)]
-        blocks = torch.stack(taps, dim=-1).reshape(units * fields, self.basis.shape[1])
-        return {self.weight: (blocks @ self.basis.T).view(units, *self.weight.shape)}
+        t, units = self.field_type, x.shape[0] // views
+        rows = depthwise_filter_gradients(x, grad_output, self.geometry)
+        blocks = rows.view(units, views, t.fields, self.basis.shape[1]).sum(dim=1)
+        return {self.weight: blocks @ self.basis.T}
 
     def plain(self) -> nn.Module:
         """The same map as a depthwise ``nn.Conv2d`` or ``nn.Conv3d``."""

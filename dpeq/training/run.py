@@ -27,8 +27,8 @@ from dpeq.data.load import image_shape, load_splits
 from dpeq.errors import ConfigError, DataError
 from dpeq.evaluation.metrics import evaluate_predictions
 from dpeq.evaluation.predict import predict_units
-from dpeq.models.registry import PRESETS, build_model, describe_model, resolve_spec
-from dpeq.models.resnet9 import ResNet9Spec
+from dpeq.models.registry import ModelChoice, build_model, describe_model, resolve_spec
+from dpeq.models.spec import ModelSpec
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan, calibrate
 from dpeq.privacy.randomness import Randomness
@@ -62,7 +62,7 @@ class Prepared:
 
     config: RunConfig
     card: Card
-    spec: ResNet9Spec
+    spec: ModelSpec
     unit: str
     volume: VolumeSettings | None
     shape: tuple[int, ...]
@@ -79,12 +79,7 @@ class Finished:
 def prepare(config: RunConfig) -> Prepared:
     """Resolves card, network and shapes; raises :class:`ConfigError` for what does not fit together."""
     card = load_card(config.data.card)
-    m, d = config.model, config.data
-    spec = resolve_spec(
-        m.name, group_name=m.group, restriction=m.restriction, fields=m.fields, norm_groups=m.norm_groups
-    )
-    if PRESETS[m.name].dim != card.dim:
-        raise ConfigError(f"Model '{m.name}' is for {PRESETS[m.name].dim}D images but {card.name} is {card.dim}D.")
+    d = config.data
     volume = card.volume
     if volume is None and (d.spacing or d.size or d.window):
         raise ConfigError(f"data.spacing, data.size and data.window are for volumes but {card.name} has none.")
@@ -98,10 +93,11 @@ def prepare(config: RunConfig) -> Prepared:
             raise ConfigError(f"{where} is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}.") from error
     if d.manifest is not None and not d.manifest.is_file():
         raise DataError(f"There is no manifest {d.manifest}; make one with 'dpeq index FOLDER --out {d.manifest}'.")
-    build_model(
-        spec, 1, len(card.classes), seed=0
-    )  # wrong norm groups are found here, before data or budget is touched
-    return Prepared(config, card, spec, d.unit or card.unit, volume, image_shape(card, volume))
+    shape = image_shape(card, volume)
+    spec = resolve_spec(ModelChoice(**config.model.model_dump()), shape, len(card.classes))
+    # Wrong norm groups and the like are found here, before data or budget is touched.
+    build_model(spec, shape[0], len(card.classes), seed=0)
+    return Prepared(config, card, spec, d.unit or card.unit, volume, shape)
 
 
 def make_plan(prepared: Prepared) -> PrivacyPlan:
