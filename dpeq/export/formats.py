@@ -28,6 +28,7 @@ __all__ = ["METADATA", "TOLERANCE", "compare", "require_onnx", "write_onnx", "wr
 TOLERANCE = 1e-4
 METADATA = "metadata.json"  # in a TorchScript archive; MONAI looks for this name too
 _OPSET = 18  # the first with Mish and group norm's parts; runtimes since 2023 read it
+_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding")
 _TRACED, _COMPARED = 2, (1, 3)  # batch sizes; a batch baked in by tracing cannot pass the others
 
 
@@ -51,7 +52,12 @@ def compare(what: str, model: nn.Module, run: Callable[[Tensor], Tensor], input_
     for batch in _COMPARED:
         x = torch.randn(batch, *input_shape, generator=generator)
         with torch.inference_mode():
-            expected, got = model(x), run(x)
+            expected = model(x)
+            try:
+                got = run(x)
+            except Exception as error:  # every runtime has errors of its own
+                reason = " ".join(str(error).split())[:300]
+                raise DpeqError(f"{what} does not run on a batch of {batch} ({reason}); report this.") from error
         if got.shape != expected.shape:
             raise DpeqError(f"{what} gives {list(got.shape)} logits, the network {list(expected.shape)}; report this.")
         error = float(((got - expected).abs() / expected.abs().clamp(min=1.0)).max())
@@ -145,22 +151,24 @@ def torchscript_is_deprecated() -> Iterator[None]:
     """PyTorch's notice that TorchScript is deprecated, and the tracer's that shapes become constants, are known."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
-        warnings.filterwarnings("ignore", "Converting a tensor to a Python", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         yield
 
 
 @contextmanager
 def _quiet_onnx() -> Iterator[None]:
-    """torch's exporter logs that torchvision is not installed, and uses what its own libraries have deprecated."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)
+    """torch's exporter logs that torchvision is missing and what it cannot fold, and uses what torch has deprecated."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
             yield
     finally:
-        registration.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _forget_where_it_was_made(model: Any) -> None:
