@@ -62,7 +62,10 @@ class ModelConfig(_Section):
     width_rule: Literal["parameters", "compute"] = "parameters"
     match: str | None = None  # the preset that a twin equals
     match_by: Literal["parameters", "macs"] = "parameters"
-    arguments: dict[str, Any] = {}  # of a network by import path
+    arguments: dict[str, Any] = {}  # of a network by import path, as are the next three
+    replace_batch_norm: bool = False
+    pool_output: bool = False
+    freeze: tuple[str, ...] = ()
 
 
 class PrivacyConfig(_Section):

@@ -13,6 +13,7 @@ from torch import nn
 from dpeq.errors import ConfigError
 from dpeq.groups import group
 from dpeq.models.family import FamilySpec, scaled
+from dpeq.models.foreign import ForeignSpec
 from dpeq.models.matching import KINDS, match
 from dpeq.models.resnet9 import ResNet9Spec
 from dpeq.models.spec import ModelSpec
@@ -25,6 +26,8 @@ from dpeq.nn.norm import divisor_near
 __all__ = ["PRESETS", "ModelChoice", "Preset", "build_model", "describe_model", "resolve_spec"]
 
 Triple = tuple[int, int, int]
+_EQUIVARIANT = ("group", "restriction", "fields", "norm_groups", "block", "depths", "resolution")
+_FOREIGN = ("arguments", "replace_batch_norm", "pool_output", "freeze")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class ModelChoice:
         width_rule: what stays equal when the group changes and no fields are given.
         match: the preset that a twin is made to equal.
         match_by: "parameters" or "macs".
-        arguments: keyword arguments of a network by import path.
+        arguments, replace_batch_norm, pool_output, freeze: of a network by import path, see
+            :class:`~dpeq.models.foreign.ForeignSpec`.
     """
 
     name: str
@@ -71,6 +75,9 @@ class ModelChoice:
     match: str | None = None
     match_by: str = "parameters"
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    replace_batch_norm: bool = False
+    pool_output: bool = False
+    freeze: tuple[str, ...] = ()
 
 
 PRESETS: dict[str, Preset] = {
@@ -92,7 +99,7 @@ PRESETS: dict[str, Preset] = {
     **{
         f"eqnet-{size}" if dim == 2 else f"eqnet-3d-{size}": Preset(
             scaled(phi, dim),
-            f"the family at compound coefficient {phi}: separable blocks; depth, width, resolution, order scaled as one",
+            f"the family at compound coefficient {phi}: separable blocks, all dimensions scaled as one",
         )
         for dim in (2, 3)
         for phi, size in enumerate(("xs", "s", "m", "l"))
@@ -120,10 +127,10 @@ def resolve_spec(choice: ModelChoice, input_shape: tuple[int, ...], classes: int
     if choice.name in KINDS:
         spec = _twin(choice, input_shape, classes)
     elif "." in choice.name or ":" in choice.name:
-        _refuse(choice, ("group", "restriction", "fields", "norm_groups", "block", "depths", "resolution", "match"))
-        from dpeq.models.foreign import ForeignSpec
-
-        spec = ForeignSpec(choice.name, dict(choice.arguments), dim)
+        _refuse(choice, (*_EQUIVARIANT, "match"))
+        spec = ForeignSpec(
+            choice.name, dim, dict(choice.arguments), choice.replace_batch_norm, choice.pool_output, choice.freeze
+        )
     else:
         spec = _preset(choice)
     if spec.dim != dim:
@@ -132,7 +139,7 @@ def resolve_spec(choice: ModelChoice, input_shape: tuple[int, ...], classes: int
 
 
 def _twin(choice: ModelChoice, input_shape: tuple[int, ...], classes: int) -> ModelSpec:
-    _refuse(choice, ("group", "restriction", "fields", "norm_groups", "block", "depths", "resolution", "arguments"))
+    _refuse(choice, (*_EQUIVARIANT, *_FOREIGN))
     if choice.match is None:
         raise ConfigError(f"A '{choice.name}' is the twin of another network; name it in model.match.")
     target = resolve_spec(ModelChoice(choice.match), input_shape, classes)
@@ -146,7 +153,7 @@ def _preset(choice: ModelChoice) -> ModelSpec:
         near = get_close_matches(choice.name, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"use one of: {', '.join(known)}, or an import path."
         raise ConfigError(f"There is no model '{choice.name}'; {hint}")
-    _refuse(choice, ("match", "arguments"))
+    _refuse(choice, ("match", *_FOREIGN))
     preset = PRESETS[choice.name]
     spec = preset.spec
     if isinstance(spec, ResNet9Spec):
@@ -154,7 +161,7 @@ def _preset(choice: ModelChoice) -> ModelSpec:
         return _changed_resnet9(spec, preset, choice)
     if isinstance(spec, FamilySpec):
         return _changed_family(spec, choice)
-    _refuse(choice, ("group", "restriction", "fields", "norm_groups", "block", "depths", "resolution"))
+    _refuse(choice, _EQUIVARIANT)
     return spec
 
 

@@ -3,7 +3,7 @@
 from dpeq.nn.layer import UnitLayer
 from dpeq.nn.norm import EquivariantGroupNorm
 from dpeq.nn.position import PositionEmbedding
-from dpeq.nn.separable import DepthwiseSteerableConv, GroupPointwise
+from dpeq.nn.separable import DepthwiseSteerableConv, SpectralMix
 from dpeq.nn.standardized import StandardizedConv
 from dpeq.nn.steerable import SteerableConv
 
@@ -14,7 +14,7 @@ UNIT_LAYERS: tuple[type[UnitLayer], ...] = (
     SteerableConv,
     EquivariantGroupNorm,
     DepthwiseSteerableConv,
-    GroupPointwise,
+    SpectralMix,
     StandardizedConv,
     PositionEmbedding,
 )

@@ -28,6 +28,7 @@ class ConvBlock(nn.Module):
         pool: halve every axis at the end.
         kind: "full" mixes space and group in one group convolution; "separable" takes them apart where the input has
             fields of the output's kind (a first layer, from scalars, is always full).
+        activation: a function of :data:`dpeq.nn.activations.FUNCTIONS`.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class ConvBlock(nn.Module):
         norm_groups: int,
         pool: bool = False,
         kind: BlockKind = "full",
+        activation: str = "mish",
     ) -> None:
         super().__init__()
         separable = kind == "separable" and in_type.representation == out_type.representation == "regular"
         self.conv: nn.Module = (SeparableConv if separable else SteerableConv)(in_type, out_type)
-        self.act = activation_for(out_type)
+        self.act = activation_for(out_type, activation)
         self.norm = EquivariantGroupNorm(out_type, norm_groups)
         self.pool: nn.Module = SymmetricPool() if pool else nn.Identity()
 

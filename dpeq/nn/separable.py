@@ -29,11 +29,11 @@ from dpeq.nn.basis import kernel_basis
 from dpeq.nn.correlate import Geometry
 from dpeq.nn.depthwise import depthwise_convolve, depthwise_filter_gradients
 from dpeq.nn.fields import FieldType
-from dpeq.nn.layer import UnitLayer, per_field_sums, trains
+from dpeq.nn.layer import UnitLayer, trains
 from dpeq.nn.steerable import check_symmetric_stride
 from dpeq.representations import irreps
 
-__all__ = ["DepthwiseSteerableConv", "GroupPointwise", "SeparableConv", "group_fourier"]
+__all__ = ["DepthwiseSteerableConv", "GroupPointwise", "SeparableConv", "SpectralMix", "group_fourier"]
 
 
 class DepthwiseSteerableConv(UnitLayer):
@@ -150,45 +150,35 @@ def group_fourier(group: SymmetryGroup) -> GroupFourier:
     return GroupFourier(matrix, tuple((*shape, len(found)) for shape, found in shapes.items()))
 
 
-class GroupPointwise(UnitLayer):
-    """All equivariant 1x1 maps between regular fields, computed irrep by irrep: ``[N, C_in, *] -> [N, C_out, *]``.
+class SpectralMix(UnitLayer):
+    """Mixes fields irrep by irrep: spectra ``[N, |G|, in_fields, P] -> [N, |G|, out_fields, P]``.
 
     Args:
-        in_type, out_type: regular fields of one finite group (or scalars of the trivial one).
-        bias: one per output field, the same on the whole orbit.
+        fourier: the group's Fourier transform, which orders the rows.
+        in_fields, out_fields: numbers of regular fields.
+        bias: one per output field, the same on the whole orbit: it lands on the scalar row alone.
 
     Attributes:
         weight: ``[out_fields, in_fields, |G|]``, the blocks of all irreps side by side; an orthonormal parametrisation.
+        bias: ``[out_fields]``, or None.
     """
 
-    def __init__(self, in_type: FieldType, out_type: FieldType, *, bias: bool = True) -> None:
+    def __init__(self, fourier: GroupFourier, in_fields: int, out_fields: int, *, bias: bool = True) -> None:
         super().__init__()
-        _check_regular(in_type)
-        _check_regular(out_type)
-        if in_type.group != out_type.group:
-            raise ValueError(f"a pointwise map keeps to one group, not {in_type.group.name} to {out_type.group.name}.")
-        self.in_type, self.out_type = in_type, out_type
-        fourier = group_fourier(in_type.group)
-        self.parts = fourier.parts
-        self.fourier = torch.from_numpy(fourier.matrix).to(torch.get_default_dtype())
-        self.weight = nn.Parameter(torch.empty(out_type.fields, in_type.fields, in_type.size))
-        self.bias = nn.Parameter(torch.zeros(out_type.fields)) if bias else None
+        self.parts, self.order = fourier.parts, len(fourier.matrix)
+        self.weight = nn.Parameter(torch.empty(out_fields, in_fields, self.order))
+        self.bias = nn.Parameter(torch.zeros(out_fields)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """He initialisation: taps of variance 2 / fan_in, through an orthonormal parametrisation."""
-        nn.init.normal_(self.weight, std=math.sqrt(2 / self.in_type.fields))
+        nn.init.normal_(self.weight, std=math.sqrt(2 / self.weight.shape[1]))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GroupPointwise:
-        super()._apply(fn, recurse)
-        self.fourier = fn(self.fourier)
-        return self
-
     def _matrices(self) -> list[Tensor]:
         """For each shape of irreps its maps ``[count, out_fields * copies, in_fields * copies]``."""
-        m, n = self.out_type.fields, self.in_type.fields
+        m, n = self.weight.shape[:2]
         maps, start = [], 0
         for d, copies, complex_type, count in self.parts:
             width = count * (2 if complex_type else copies**2)
@@ -204,51 +194,46 @@ class GroupPointwise(UnitLayer):
                 maps.append(shaped.reshape(count, copies * m, copies * n))
         return maps
 
-    def _spectrum(self, x: Tensor, fields: int) -> list[Tensor]:
-        """Fourier transform of each pixel: per shape of irreps ``[N, count, components, copies * fields, P]``."""
-        positions = math.prod(x.shape[2:])
-        size = self.in_type.size
-        rows = x.reshape(x.shape[0], fields, size, positions).transpose(1, 2)
-        rows = rows.reshape(x.shape[0], size, fields * positions)
-        transformed = (self.fourier @ rows).view(x.shape[0], size, fields, positions)
+    def _pieces(self, spectrum: Tensor) -> list[Tensor]:
+        """Per shape of irreps ``[N, count, components, copies * fields, P]``: views of the spectrum."""
+        rows, _, fields, positions = spectrum.shape
         pieces, start = [], 0
         for d, copies, complex_type, count in self.parts:
             width = count * d * copies
-            piece = transformed[:, start : start + width]
-            start += width
             # a complex irrep has one copy whose two components are the real and the imaginary part
             components = 1 if complex_type else d
-            pieces.append(piece.reshape(x.shape[0], count, components, (d * copies // components) * fields, positions))
+            piece = spectrum[:, start : start + width]
+            start += width
+            pieces.append(piece.reshape(rows, count, components, d * copies // components * fields, positions))
         return pieces
-
-    def _inverse(self, pieces: list[Tensor], shape: torch.Size) -> Tensor:
-        fields, size = self.out_type.fields, self.in_type.size
-        positions = math.prod(shape[2:])
-        widths = [math.prod(p.shape[1:4]) // fields for p in pieces]
-        flat = [p.reshape(shape[0], w, fields * positions) for p, w in zip(pieces, widths, strict=True)]
-        spectrum = torch.cat(flat, dim=1)
-        rows = (self.fourier.T @ spectrum).view(shape[0], size, fields, positions)
-        return rows.transpose(1, 2).reshape(shape[0], fields * size, *shape[2:])
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self._matrices()
         if self.per_unit and self.training and (x.requires_grad or trains(self.bias)):
             maps = [m.detach() for m in maps]  # see SteerableConv.forward
-        mixed = [m.unsqueeze(1) @ piece for m, piece in zip(maps, self._spectrum(x, self.in_type.fields), strict=True)]
-        y = self._inverse(mixed, x.shape)
-        if self.bias is None:
-            return y
-        return y + self.bias.repeat_interleave(self.out_type.size).view(1, -1, *[1] * (x.dim() - 2))
+        rows, _, _, positions = x.shape
+        m = self.weight.shape[0]
+        mixed = [
+            (a.unsqueeze(1) @ piece).view(rows, piece.shape[1] * piece.shape[2] * a.shape[1] // m, m, positions)
+            for a, piece in zip(maps, self._pieces(x), strict=True)
+        ]
+        if self.bias is not None:
+            # the same on the whole orbit is sqrt(|G|) on the scalar, which is the first row
+            first = mixed[0]
+            shift = (self.bias * math.sqrt(self.order)).view(1, 1, m, 1)
+            mixed[:1] = [first[:, :1] + shift, first[:, 1:]]
+        return torch.cat(mixed, dim=1)
 
     def per_unit_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> dict[nn.Parameter, Tensor]:
         """See :class:`UnitLayer`: correlations of spectra, summed over components and positions."""
-        m, n = self.out_type.fields, self.in_type.fields
+        m, n = self.weight.shape[:2]
         units = x.shape[0] // views
         gradients: dict[nn.Parameter, Tensor] = {}
         if self.weight.requires_grad:
             blocks = []
-            inputs, outputs = self._spectrum(x, n), self._spectrum(grad_output, m)
-            for (d, copies, complex_type, count), a, b in zip(self.parts, inputs, outputs, strict=True):
+            for (d, copies, complex_type, count), a, b in zip(
+                self.parts, self._pieces(x), self._pieces(grad_output), strict=True
+            ):
                 product = _correlate(b, a, views)  # [units, count, copies * m, copies * n]
                 if complex_type:
                     p = product.view(units, count, 2, m, 2, n)
@@ -261,31 +246,12 @@ class GroupPointwise(UnitLayer):
                 blocks.append(block.reshape(units, m, n, width) / math.sqrt(d))
             gradients[self.weight] = torch.cat(blocks, dim=-1)
         if self.bias is not None and self.bias.requires_grad:
-            gradients[self.bias] = per_field_sums(grad_output, m, views).sum(dim=2)
+            scalar = grad_output[:, 0].reshape(units, views, m, grad_output.shape[3])
+            gradients[self.bias] = scalar.sum(dim=(1, 3)) * math.sqrt(self.order)
         return gradients
 
-    def filter(self) -> Tensor:
-        """The same map as a plain 1x1 filter ``[out_channels, in_channels, 1, ...]``."""
-        n = self.in_type.channels
-        eye = torch.eye(n, dtype=self.weight.dtype, device=self.weight.device).view(n, n, *[1] * self.in_type.group.dim)
-        mixed = [
-            a.unsqueeze(1) @ p for a, p in zip(self._matrices(), self._spectrum(eye, self.in_type.fields), strict=True)
-        ]
-        return self._inverse(mixed, eye.shape).transpose(0, 1)
-
-    def plain(self) -> nn.Module:
-        """The same map as a 1x1 ``nn.Conv2d`` or ``nn.Conv3d``."""
-        kind = nn.Conv2d if self.in_type.group.dim == 2 else nn.Conv3d
-        layer = kind(self.in_type.channels, self.out_type.channels, 1, bias=self.bias is not None)
-        with torch.no_grad():
-            layer.weight.copy_(self.filter())
-            if self.bias is not None and layer.bias is not None:
-                layer.bias.copy_(self.bias.repeat_interleave(self.out_type.size))
-        return layer.to(self.weight)
-
     def extra_repr(self) -> str:
-        i, o = self.in_type, self.out_type
-        return f"{i.group.name}: {i.fields} -> {o.fields} {i.representation}, bias={self.bias is not None}"
+        return f"{self.weight.shape[1]} -> {self.weight.shape[0]} fields, bias={self.bias is not None}"
 
 
 def _correlate(b: Tensor, a: Tensor, views: int) -> Tensor:
@@ -299,6 +265,64 @@ def _correlate(b: Tensor, a: Tensor, views: int) -> Tensor:
         return split.reshape(units * count, t.shape[3], views * t.shape[2] * t.shape[4])
 
     return torch.bmm(lined_up(b), lined_up(a).transpose(1, 2)).view(units, count, b.shape[3], a.shape[3])
+
+
+class GroupPointwise(nn.Module):
+    """All equivariant 1x1 maps between regular fields, computed irrep by irrep: ``[N, C_in, *] -> [N, C_out, *]``.
+
+    Args:
+        in_type, out_type: regular fields of one finite group (or scalars of the trivial one).
+        bias: one per output field, the same on the whole orbit.
+    """
+
+    def __init__(self, in_type: FieldType, out_type: FieldType, *, bias: bool = True) -> None:
+        super().__init__()
+        _check_regular(in_type)
+        _check_regular(out_type)
+        if in_type.group != out_type.group:
+            raise ValueError(f"a pointwise map keeps to one group, not {in_type.group.name} to {out_type.group.name}.")
+        self.in_type, self.out_type = in_type, out_type
+        fourier = group_fourier(in_type.group)
+        self.fourier = torch.from_numpy(fourier.matrix).to(torch.get_default_dtype())
+        # A layer of its own, between the transforms: what its hooks see are spectra, which need no second transform.
+        self.mix = SpectralMix(fourier, in_type.fields, out_type.fields, bias=bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GroupPointwise:
+        super()._apply(fn, recurse)
+        self.fourier = fn(self.fourier)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, order, positions = x.shape[0], len(self.fourier), math.prod(x.shape[2:])
+        n, m = self.in_type.fields, self.out_type.fields
+        by_element = x.reshape(rows, n, order, positions).transpose(1, 2).reshape(rows, order, n * positions)
+        spectrum = (self.fourier @ by_element).view(rows, order, n, positions)
+        mixed = self.mix(spectrum).view(rows, order, m * positions)
+        back = (self.fourier.T @ mixed).view(rows, order, m, positions)
+        return back.transpose(1, 2).reshape(rows, m * order, *x.shape[2:])
+
+    def filter(self) -> Tensor:
+        """The same map, but for the bias, as a plain 1x1 filter ``[out_channels, in_channels, 1, ...]``."""
+        channels = self.in_type.channels
+        eye = torch.eye(channels, dtype=self.fourier.dtype, device=self.fourier.device)
+        window = [1] * self.in_type.group.dim
+        shift = self(torch.zeros_like(eye[:1]).view(1, channels, *window))
+        return (self(eye.view(channels, channels, *window)) - shift).transpose(0, 1)
+
+    def plain(self) -> nn.Module:
+        """The same map as a 1x1 ``nn.Conv2d`` or ``nn.Conv3d``."""
+        bias = self.mix.bias
+        kind = nn.Conv2d if self.in_type.group.dim == 2 else nn.Conv3d
+        layer = kind(self.in_type.channels, self.out_type.channels, 1, bias=bias is not None)
+        with torch.no_grad():
+            layer.weight.copy_(self.filter())
+            if bias is not None and layer.bias is not None:
+                layer.bias.copy_(bias.repeat_interleave(self.out_type.size))
+        return layer.to(self.fourier)
+
+    def extra_repr(self) -> str:
+        i, o = self.in_type, self.out_type
+        return f"{i.group.name}: {i.fields} -> {o.fields} {i.representation}"
 
 
 class SeparableConv(nn.Module):
