@@ -134,10 +134,24 @@ def write_torchscript(network: nn.Module, input_shape: Sequence[int], path: Path
     """Writes ``network`` (plain) as TorchScript with ``metadata`` as the extra file :data:`METADATA`."""
     with torchscript_is_deprecated():
         traced = torch.jit.trace(network, (torch.zeros(_TRACED, *input_shape),), check_trace=False)
+        _follow_the_image(traced)
         scripted = torch.jit.script(_FixedSize(traced, list(input_shape)))
         extra = {METADATA: json.dumps(metadata, ensure_ascii=False, indent=1).encode()}
         torch.jit.save(scripted, str(path), _extra_files=extra)
     _drop_debug_records(path)
+
+
+def _follow_the_image(traced: Any) -> None:
+    """Tensors that a forward pass makes were traced as made on the CPU; they belong where the image is."""
+    graph = traced.graph
+    torch._C._jit_pass_inline(graph)
+    _, image = graph.inputs()
+    for constant in graph.findAllNodes("prim::Constant"):
+        if constant.output().type().kind() == "DeviceObjType":
+            device = graph.create("prim::device", [image]).insertBefore(constant)
+            device.output().setType(constant.output().type())
+            constant.output().replaceAllUsesWith(device.output())
+            constant.destroy()
 
 
 def run_torchscript(path: Path) -> Callable[[Tensor], Tensor]:

@@ -179,6 +179,20 @@ def test_a_file_that_computes_something_else_is_not_left_behind(damage, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_tensors_that_a_layer_makes_follow_the_image(tmp_path):
+    """A device that is written into the file would break it on every other device."""
+
+    class Ramp(nn.Module):
+        def forward(self, x):
+            return (x * torch.arange(x.shape[-1], dtype=x.dtype, device=x.device)).mean(dim=(2, 3)).expand(-1, 3)
+
+    (script,) = export_model(nn.Sequential(Ramp()), (1, 4, 4), tmp_path, ["torchscript"], described())
+    graph = run_torchscript(script.path).inlined_graph
+    kinds = {node.output().type().kind() for node in graph.findAllNodes("prim::Constant")}
+    assert "DeviceObjType" not in kinds
+    assert graph.findAllNodes("prim::device")
+
+
 def test_a_batch_that_was_baked_in_is_found(tmp_path):
     class Baked(nn.Module):
         def forward(self, x):
