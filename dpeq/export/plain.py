@@ -25,8 +25,8 @@ def plain_network(model: nn.Module) -> nn.Module:
 def _replace(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
     if id(module) in done:
         return done[id(module)]
-    plain = getattr(module, "plain", None)
-    result: nn.Module = module if plain is None else plain()
+    plain = getattr(type(module), "plain", None)  # a method; a foreign network may call one of its layers so
+    result: nn.Module = module if plain is None else plain(module)
     done[id(module)] = result
     for name, child in result._modules.items():
         if child is not None:

@@ -322,6 +322,19 @@ def test_a_layer_used_twice_stays_one_layer():
     assert isinstance(plain.first, nn.Conv2d)
 
 
+def test_a_foreign_network_may_call_a_layer_plain():
+    class Foreign(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.plain(x)
+
+    model, x = Foreign(), torch.randn(4, 3)
+    assert torch.equal(plain_network(model)(x), model(x))
+
+
 def test_constants_of_a_layer_move_with_the_exported_network():
     class Shifted(nn.Module):
         def __init__(self) -> None:

@@ -8,11 +8,13 @@ from dpeq.export import Description, export_model
 from dpeq.groups import group
 from dpeq.models.vit import ViTSpec
 from dpeq.models.wide_resnet import WideResNetSpec
-from dpeq.nn import DepthwiseSteerableConv, EquivariantGroupNorm, GroupPointwise, SteerableConv
 from dpeq.nn.activations import FourierActivation, GatedActivation, NormActivation, activation_for
 from dpeq.nn.fields import FieldType
 from dpeq.nn.invariant import InvariantPool, Restrict
+from dpeq.nn.norm import EquivariantGroupNorm
 from dpeq.nn.pooling import MaxPool, SymmetricPool
+from dpeq.nn.separable import SeparableConv
+from dpeq.nn.steerable import SteerableConv
 from dpeq.nn.upsample import Upsample
 
 
@@ -25,8 +27,7 @@ def regular(name: str, subgroup: str) -> nn.Module:
         EquivariantGroupNorm(features, 2),
         activation_for(features),
         MaxPool(features),
-        DepthwiseSteerableConv(features),
-        GroupPointwise(features, features),
+        SeparableConv(features, features),
         Upsample(2, "linear"),
         SymmetricPool(),
         restrict,
