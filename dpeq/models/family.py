@@ -201,6 +201,6 @@ def scaled(phi: float, dim: int, *, block: BlockKind = "separable", compound: Co
     order = min(orders, key=lambda n: abs(math.log2(n) - wish))
     a, b, c = (max(0, round(d * compound.depth**phi)) for d in _BASE_DEPTHS)
     resolution = 4 * round(_BASE_RESOLUTION[dim] * compound.resolution**phi / 4)  # halves twice without a remainder
-    draft = FamilySpec(orders[order], "none", (1, 1, 1), (1, 1, 1), (a, b, c), block, resolution)
+    draft = FamilySpec(orders[order], "none", (1, 1, 1), (1, 1, 1), (a, b, c), block, resolution, stem_pool=True)
     w1, w2, w3 = (w * compound.width**phi for w in _BASE_WIDTHS)
     return draft.with_widths((w1, w2, w3))

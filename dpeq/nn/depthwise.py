@@ -1,9 +1,9 @@
 """Depthwise convolution whose backward pass is as fast as its forward pass.
 
-PyTorch's backward of a depthwise 3D convolution takes ten times as long as its forward pass on a CPU. Both
-gradients are depthwise convolutions themselves: the input's, of the output gradient with the mirrored filter; the filter's, of the
-input with the output gradient as its filter, one group per row and channel, which leaves every row's gradient apart as
-gradients per unit need it.
+PyTorch's backward of a depthwise 3D convolution takes ten times as long as its forward pass on a CPU. Both gradients
+are depthwise convolutions themselves: the input's, of the output gradient with the mirrored filter; the filter's, of
+the input with the output gradient as its filter, one group per row and channel, which leaves every row's gradient apart
+as gradients per unit need it.
 """
 
 from __future__ import annotations
