@@ -130,9 +130,8 @@ def warnings_for(card: Card, group_name: str, restriction: str, classes: Sequenc
     whole, kept = _pair(card, group_name, restriction)
     network = f"Group {whole.name}" if kept == whole else f"Group {whole.name} restricted to {kept.name}"
     better = _largest_sound_subgroup(card, whole)
-    mend = f"choose {better}"
-    if judge(card, whole.name, better).sound:
-        mend += ", or restrict the last stage to it"
+    either = " or model.restriction" if judge(card, whole.name, better).sound else ""
+    mend = f"set model.group{either} to {better}"
     sentences = []
     for problem in _problems(card, whole, kept, classes):
         verdict = "unsound" if problem.grade == "refused" else "questionable"

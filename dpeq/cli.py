@@ -64,28 +64,71 @@ def doctor(json: Json = False) -> None:
 
 
 @app.command()
-def models(json: Json = False) -> None:
-    """List the networks that a configuration can name."""
-    from dpeq.console import print_json
-    from dpeq.models.registry import PRESETS, build_model, describe_model
+def models(
+    for_card: Annotated[str | None, typer.Option("--for", help="Say which groups are sound for a card's data.")] = None,
+    input_size: Annotated[
+        str | None, typer.Option("--input-size", help="Pixels along every axis, 28, or along each, 32x24x16.")
+    ] = None,
+    sigma: Annotated[float, typer.Option("--sigma", help="Noise multiplier, for the noise's length.")] = 1.0,
+    max_grad_norm: Annotated[float, typer.Option("--max-grad-norm", help="Clipping norm, likewise.")] = 1.0,
+    json: Json = False,
+) -> None:
+    """List the networks that a configuration can name and what they cost, or the groups that suit a data set."""
+    if for_card is not None:
+        _models_for(for_card, json)
+        return
+    from dpeq.console import models_table, print_json
+    from dpeq.models.overview import overview
+    from dpeq.models.registry import PRESETS
 
-    rows = []
-    for name, preset in PRESETS.items():
-        shape = (1, *[28] * preset.dim)
-        rows.append(describe_model(name, preset.spec, build_model(preset.spec, 1, 2, seed=0), shape))
+    rows = overview(_edges(input_size), sigma=sigma, max_grad_norm=max_grad_norm)
     if json:
         print_json(rows)
         return
-    table = Table()
-    table.add_column("name", no_wrap=True)
-    for heading in ("dim", "group", "fields", "parameters"):
-        table.add_column(heading, no_wrap=True)
-    for row in rows:
-        fields = "-".join(map(str, row["fields"]))
-        table.add_row(row["name"], str(row["dim"]), row["group"], fields, f"{row['parameters']:,}")
-    _out.print(table)
+    _out.print(models_table(rows))
+    _out.print(
+        "Memory: what backward needs of an image. Gradient: of one unit, whatever its views. Noise norm: "
+        f"sigma*C*sqrt(P) for sigma {sigma:g} and C {max_grad_norm:g}; a unit's clipped gradient is at most C long.",
+        soft_wrap=True,
+    )
     for row in rows:
         _out.print(f"{row['name']}: {PRESETS[row['name']].summary}.", soft_wrap=True)
+        if row["refused"] is not None:
+            _out.print(f"  not at this size: {row['refused']}", soft_wrap=True)
+
+
+def _models_for(card_name: str, json: bool) -> None:
+    """Which groups, and which of the listed networks, suit the data of a card."""
+    from dpeq.advice import advise, judge
+    from dpeq.console import advice_table, print_json
+    from dpeq.data.cards import load_card
+
+    card = load_card(card_name)
+    advice = advise(card)
+    if json:
+        print_json([entry.to_dict() for entry in advice])
+        return
+    from dpeq.models.registry import PRESETS
+
+    _out.print(f"{card.title}: {card.symmetries.note}", soft_wrap=True)
+    _out.print(advice_table(advice))
+    specs = {name: preset.spec for name, preset in PRESETS.items() if preset.dim == card.dim}
+    verdicts = {name: judge(card, spec.group, spec.restriction) for name, spec in specs.items()}
+    sound = [name for name, verdict in verdicts.items() if verdict.sound]
+    _out.print(f"Sound networks: {', '.join(sound) or 'none as they come; set model.group'}.", soft_wrap=True)
+    for name, verdict in verdicts.items():
+        if not verdict.sound:
+            _out.print(f"{name} is {verdict.grade}: {verdict.reason}", soft_wrap=True)
+
+
+def _edges(text: str | None) -> tuple[int, ...] | None:
+    """Image edges as written on the command line, 28 or 32x24x16."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--input-size '{text}' is no image size; write 28, 64x48 or 32x24x16.")
+    return tuple(int(part) for part in parts)
 
 
 @app.command()

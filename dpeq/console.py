@@ -7,6 +7,7 @@ from bisect import bisect_left
 from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,12 +19,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
+from dpeq.advice import GroupAdvice
 from dpeq.privacy import accounting
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.numbers import round_up
 
-__all__ = ["RichObserver", "plan_table", "summary_table"]
+__all__ = ["RichObserver", "advice_table", "models_table", "plan_table", "print_json", "summary_table"]
 
 
 class RichObserver:
@@ -134,6 +137,49 @@ def summary_table(report: dict[str, Any]) -> Table:
     table.add_row("network", f"{report['model']['name']}, {report['model']['parameters']:,} parameters")
     table.add_row("time", _duration(sum(report["resources"]["seconds"].values())))
     return table
+
+
+def models_table(rows: list[dict[str, Any]]) -> Table:
+    """What :func:`dpeq.models.overview.overview` found; a dash where a network does not take images of the size."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, collapse_padding=True)
+    for heading in ("name", "dim", "group"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("parameters", "MACs per\nimage", "memory per\nimage", "gradient\nper unit", "noise\nnorm"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    for row in rows:
+        costs = ["-"] * 4
+        if row["refused"] is None:
+            costs = [
+                _scaled(row["macs"], 1000, ("", "k", "M", "G", "T")),
+                _scaled(row["activation_bytes"], 1024, ("B", "KiB", "MiB", "GiB")),
+                _scaled(row["per_unit_gradient_bytes"], 1024, ("B", "KiB", "MiB", "GiB")),
+                f"{row['noise_norm']:,.3g}" if row["noise_norm"] < 100 else f"{row['noise_norm']:,.0f}",
+            ]
+        table.add_row(row["name"], str(row["dim"]), row["group"], f"{row['parameters']:,}", *costs)
+    return table
+
+
+def advice_table(advice: list[GroupAdvice]) -> Table:
+    """Every group with what is thought of it, and what to take instead."""
+    colours = {"sound": "green", "questionable": "yellow", "refused": "red"}
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, collapse_padding=True)
+    for heading in ("group", "order", "on the grid", "verdict"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("why")
+    for a in advice:
+        why = a.reason if a.instead is None else f"{a.reason} Instead: {a.instead}."
+        order = "infinite" if a.order is None else str(a.order)
+        exact = "exact" if a.exact_on_grid else "about"
+        table.add_row(a.group, order, exact, Text(a.grade, style=colours[a.grade]), why)
+    return table
+
+
+def _scaled(value: int, step: int, units: tuple[str, ...]) -> str:
+    """Three significant digits with a unit: 27250584 as 27.3 M."""
+    scaled, index = float(value), 0
+    while index < len(units) - 1 and float(f"{scaled:.3g}") >= step:
+        scaled, index = scaled / step, index + 1
+    return f"{scaled:.0f} {units[index]}".rstrip() if scaled >= 100 or index == 0 else f"{scaled:.3g} {units[index]}"
 
 
 def _duration(seconds: float) -> str:

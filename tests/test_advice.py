@@ -139,7 +139,7 @@ def test_what_the_shipped_cards_are_told():
 def test_a_warning_names_the_classes_that_a_mirror_swaps():
     (sentence,) = warnings_for(card(**LATERALITY), "D4", "halved", KIDNEYS)
     assert "Group D4 restricted to D2 is unsound for Organs" in sentence
-    assert "cannot tell 'left kidney' from 'right kidney'; choose C4, or restrict the last stage to it." in sentence
+    assert "cannot tell 'left kidney' from 'right kidney'; set model.group or model.restriction to C4." in sentence
     assert "liver" not in sentence
     assert "'left kidney' from 'right kidney'" in judge(card(**LATERALITY), "D1").reason
 
@@ -156,7 +156,9 @@ def test_several_problems_give_several_warnings_and_one_reason():
     sentences = warnings_for(c, "Oh", "none", KIDNEYS)
     assert [word in s for s, word in zip(sentences, ("mirror", "scan axis", "turned"), strict=True)] == [True] * 3
     assert all(s in judge(c, "Oh").reason.lower() for s in ("mirror", "scan axis", "turned"))
-    assert sentences[0].endswith("choose trivial-3d."), "restricted to it, the filters would still mix scales"
+    assert sentences[0].endswith("; set model.group to trivial-3d."), (
+        "restricted to it, the filters would still mix scales"
+    )
 
 
 def test_the_wrong_group_or_restriction_is_refused():
