@@ -11,8 +11,8 @@ the rest (:class:`GatedActivation`); or every irreducible part is scaled by a fu
 Mish()
 >>> activation_for(FieldType(group("SO2"), "fourier:2", 3))
 FourierActivation(SO2: 3 fourier:2, angles=16, Mish())
->>> activation_for(FieldType(group("D4"), "irrep:4", 3))
-NormActivation(D4: 3 irrep:4, mish)
+>>> activation_for(FieldType(group("D4"), "irrep:2", 3))
+NormActivation(D4: 3 irrep:2, mish)
 """
 
 from __future__ import annotations

@@ -12,17 +12,22 @@ from dpeq.errors import ConfigError
 from dpeq.groups import SymmetryGroup
 from dpeq.nn.fields import FieldType
 
-__all__ = ["AntialiasedPool", "DiscMask", "MaxPool", "SymmetricPool", "pool_for"]
+__all__ = ["AntialiasedPool", "DiscMask", "MaxPool", "SymmetricPool", "mask_for", "pool_for"]
 
 
 def pool_for(group: SymmetryGroup) -> nn.Module:
     """The pooling that keeps a group's symmetry best: halves every spatial axis of ``[N, C, *spatial]``.
 
-    A plain average for groups that keep the grid, where it is exact. For the others a disc is cut out and blurred by
-    1.3 pixels before every second pixel is read: the errors of features turned by 45 degrees then stay below those of
-    interpolating the image, where an average over two by two pixels doubles them.
+    A plain average for groups that keep the grid, where it is exact. For the others the largest disc, blurred by two
+    pixels before every second one is read. In small networks of 3x3 filters an average over two by two pixels changes
+    the answer to an image turned by 45 degrees two to three times as much.
     """
-    return SymmetricPool() if group.on_grid else nn.Sequential(DiscMask(), AntialiasedPool(1.3))
+    return SymmetricPool() if group.on_grid else nn.Sequential(DiscMask(), AntialiasedPool(2.0))
+
+
+def mask_for(group: SymmetryGroup) -> nn.Module:
+    """What ends a block that does not pool: :class:`DiscMask` for groups off the grid, nothing for the others."""
+    return nn.Identity() if group.on_grid else DiscMask()
 
 
 def _windows(sizes: torch.Size) -> tuple[list[int], list[int], list[int]]:
@@ -115,18 +120,20 @@ class AntialiasedPool(nn.Module):
         return [w / sum(weights) for w in weights], 2, reach if odd else reach - 1
 
     def forward(self, x: Tensor) -> Tensor:
-        axes = [self._taps(s) for s in x.shape[2:]]
-        kernel = torch.ones((), dtype=x.dtype, device=x.device)
-        for weights, _, _ in axes:
-            kernel = kernel.unsqueeze(-1) * torch.tensor(weights, dtype=x.dtype, device=x.device)
-        kernel = kernel[None, None]
-        stride, padding = [a[1] for a in axes], [a[2] for a in axes]
         convolve = F.conv2d if x.dim() == 4 else F.conv3d
-        # every channel is an image of its own
-        blurred = convolve(x.flatten(0, 1).unsqueeze(1), kernel, stride=stride, padding=padding)
-        # of the window's weight, what lies inside the image
-        inside = convolve(torch.ones_like(x[:1, :1]), kernel, stride=stride, padding=padding) if len(x) else 1.0
-        y = blurred / inside
+        # Every channel is an image of its own, and every axis is blurred by itself. Beside it goes an image of ones, on
+        # which the blur says what part of a window lies inside.
+        y, ones = x.flatten(0, 1).unsqueeze(1), x.new_ones(1, 1, *x.shape[2:])
+        for axis, size in enumerate(x.shape[2:]):
+            weights, stride, padding = self._taps(size)
+            if stride == 1:
+                continue
+            shape, strides, paddings = [1] * (x.dim() - 2), [1] * (x.dim() - 2), [0] * (x.dim() - 2)
+            shape[axis], strides[axis], paddings[axis] = len(weights), stride, padding
+            kernel = torch.tensor(weights, dtype=x.dtype, device=x.device).view(1, 1, *shape)
+            y = convolve(y, kernel, stride=strides, padding=paddings)
+            ones = convolve(ones, kernel, stride=strides, padding=paddings)
+        y = y / ones
         return y.view(x.shape[0], x.shape[1], *y.shape[2:])
 
     def extra_repr(self) -> str:
