@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import doctest
+import re
 import subprocess
 import sys
-from itertools import product
+from itertools import dropwhile, product, takewhile
 
 import numpy as np
 import pytest
 import torch
+from helpers import REPOSITORY
 
 from dpeq import advice as advice_module
 from dpeq.advice import GRADES, advise, judge, warnings_for
 from dpeq.data.cards import Card, Symmetries, card_names, load_card
 from dpeq.errors import ConfigError
 from dpeq.groups import GROUP_NAMES, group
-from dpeq.nn.fields import FieldType
+from dpeq.models.cost import measure
+from dpeq.nn.basis import kernel_basis
+from dpeq.nn.fields import FieldType, hidden_representation
 from dpeq.nn.invariant import InvariantPool, Restrict
+from dpeq.nn.separable import SeparableConv, group_fourier
 from dpeq.nn.steerable import SteerableConv
 
 KIDNEYS = ("left kidney", "right kidney", "liver")
@@ -199,3 +204,51 @@ def test_advice_needs_no_torch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+DOCS = (REPOSITORY / "docs" / "groups.md").read_text(encoding="utf-8")
+
+
+def rows_after(heading: str) -> list[list[str]]:
+    """The cells of the first table below a line of the page."""
+    lines = iter(DOCS[DOCS.index(heading) :].splitlines())
+    table = list(takewhile(lambda s: s.startswith("|"), dropwhile(lambda s: not s.startswith("|"), lines)))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+def test_the_docs_list_every_group_with_its_order_and_exactness():
+    rows = {row[0].strip("`"): row[1:] for row in rows_after("## The groups")}
+    assert tuple(rows) == GROUP_NAMES
+    for name, (dim, order, exact, assumes, holds, fails) in rows.items():
+        whole = group(name)
+        expected = (str(whole.dim), "infinite" if whole.order is None else str(whole.order), whole.on_grid)
+        assert (dim, order, exact == "yes") == expected, name
+        assert assumes
+        assert holds
+        assert fails or len(whole.elements) == 1
+        assert ("mirror" in assumes) == whole.mirrored, name
+
+
+def test_the_docs_tell_what_each_group_costs_and_leaves():
+    rows = {row[0].strip("`"): row[1:] for row in rows_after("## What they cost")}
+    assert tuple(rows) == GROUP_NAMES
+    for name, (field, coefficients, full, separable, leaves) in rows.items():
+        whole = group(name)
+        kind = hidden_representation(whole)
+        size = FieldType(whole, kind, 1).channels
+        assert field == f"`{kind}`, {size}"
+        assert int(coefficients) == kernel_basis(whole, kind, kind, 3).n
+        assert int(full) == size**2
+        assert separable == (str(group_fourier(whole).products) if whole.on_grid else "-")
+        assert set(re.findall(r"`([^`]+)`", leaves)) == set(whole.restrictions) - {"none"}
+        for restriction, kept in re.findall(r"`([a-z]+)` = ([\w-]+)", leaves):
+            assert whole.subgroup(restriction).name == kept
+
+
+def test_the_docs_example_of_one_layer_is_what_is_measured():
+    fields = FieldType(group("D4"), "regular", 23)
+    layers = [torch.nn.Conv2d(64, 64, 3, padding=1), SteerableConv(fields, fields), SeparableConv(fields, fields)]
+    rows = rows_after("One layer of about")
+    for layer, channels, (_, *cells) in zip(layers, (64, 184, 184), rows, strict=True):
+        cost = measure(layer, (channels, 28, 28))
+        assert cells == [f"{cost.parameters:,}", f"{cost.macs:,}", f"{cost.noise_norm(1.0):.1f}"]

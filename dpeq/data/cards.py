@@ -27,7 +27,7 @@ class Symmetries(_Part):
             kidney.
         isotropic: one pixel or voxel step means the same length along every axis (of volumes: within a slice and
             between slices, as acquired).
-        orientation_matters: the label itself depends on how the image is turned, such as supine and upright.
+        orientation_matters: the label itself depends on how the image is turned, such as prone and supine.
         aligned: the images arrive in one pose; turned copies of an image do not occur.
         mirrored_classes: the pairs of classes that a mirror swaps, where laterality matters.
         note: the reasons, in words.
