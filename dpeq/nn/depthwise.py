@@ -21,7 +21,7 @@ __all__ = ["depthwise_convolve", "depthwise_filter_gradients"]
 
 def depthwise_convolve(x: Tensor, kernel: Tensor, geometry: Geometry) -> Tensor:
     """``[N, C, *spatial]`` with one filter per channel, ``kernel [C, 1, *window]``."""
-    if set(geometry.stride) == {1} and geometry.padding < geometry.reach:
+    if torch.is_grad_enabled() and set(geometry.stride) == {1} and geometry.padding < geometry.reach:
         y: Tensor = _Depthwise.apply(x, kernel, geometry)
         return y
     return geometry.convolve(x, kernel, groups=x.shape[1])

@@ -6,7 +6,7 @@ Channels are field-major: a map of ``n`` fields of size ``s`` is a tensor ``[N, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,20 +28,16 @@ class FieldType:
     group: SymmetryGroup
     representation: str
     fields: int
+    size: int = field(init=False, repr=False, compare=False)  # channels of one field
 
     def __post_init__(self) -> None:
-        representation(self.group, self.representation)
+        object.__setattr__(self, "size", representation(self.group, self.representation).size)
         if self.fields < 1:
             raise ValueError(f"a field type needs at least one field, not {self.fields}.")
 
     @property
     def rep(self) -> Representation:
         return representation(self.group, self.representation)
-
-    @property
-    def size(self) -> int:
-        """Channels of one field."""
-        return self.rep.size
 
     @property
     def channels(self) -> int:
