@@ -159,13 +159,14 @@ def _disc(spatial: tuple[int, ...]) -> Tensor:
 
 
 def unit_gradients_by_autograd(model: nn.Module, x: Tensor, y: Tensor, views: int = 1) -> dict[str, Tensor]:
-    """Per-unit gradients of the mean loss over a unit's views, by one plain backward pass per unit."""
-    per_unit: dict[str, list[Tensor]] = {name: [] for name, _ in model.named_parameters()}
+    """Per-unit gradients of the mean loss over a unit's views, by one plain backward pass per unit; none if frozen."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    per_unit: dict[str, list[Tensor]] = {name: [] for name in trained}
     for start in range(0, len(x), views):
         model.zero_grad()
         loss = nn.functional.cross_entropy(model(x[start : start + views]), y[start : start + views])
         loss.backward()
-        for name, p in model.named_parameters():
+        for name, p in trained.items():
             assert p.grad is not None, f"{name} got no gradient"
             per_unit[name].append(p.grad.clone())
     model.zero_grad()

@@ -1,5 +1,6 @@
 """Equivariant layers on plain tensors, each with exact gradients per privacy unit."""
 
+from dpeq.nn.activations import NormActivation
 from dpeq.nn.layer import UnitLayer
 from dpeq.nn.norm import EquivariantGroupNorm
 from dpeq.nn.position import PositionEmbedding
@@ -17,4 +18,5 @@ UNIT_LAYERS: tuple[type[UnitLayer], ...] = (
     SpectralMix,
     StandardizedConv,
     PositionEmbedding,
+    NormActivation,
 )

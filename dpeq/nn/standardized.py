@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpeq.nn.layer import UnitLayer, by_unit
+from dpeq.nn.layer import UnitLayer, by_unit, trains
 
 __all__ = ["StandardizedConv"]
 
@@ -94,7 +94,7 @@ class StandardizedConv(UnitLayer):
     def forward(self, x: Tensor) -> Tensor:
         convolution = F.conv2d if self.dim == 2 else F.conv3d
         kernel = self.filter()
-        if self.per_unit and self.training and (self.bias is not None or x.requires_grad):
+        if self.per_unit and self.training and (trains(self.bias) or x.requires_grad):
             kernel = kernel.detach()  # the output still requires a gradient, and nobody reads the batch's
         y = convolution(x, kernel, stride=self.stride, padding=self.padding, dilation=self.dilation)
         # Added outside the convolution: oneDNN computes the filter's gradient along with the bias's.
