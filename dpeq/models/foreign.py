@@ -19,12 +19,12 @@ from fnmatch import fnmatchcase
 from importlib import metadata
 from typing import Any, get_type_hints
 
-from torch import nn
+from torch import Tensor, nn
 
 from dpeq.errors import ConfigError
 from dpeq.models.wide_resnet import norm_groups_for
 
-__all__ = ["ForeignSpec", "batch_norms_replaced", "import_callable"]
+__all__ = ["ForeignSpec", "PooledOutput", "batch_norms_replaced", "import_callable"]
 
 _IN_CHANNELS = ("in_channels", "n_input_channels", "in_chans", "input_channels", "num_channels", "img_channels")
 _CLASSES = ("num_classes", "n_classes", "out_channels", "classes", "num_outputs")
@@ -41,13 +41,16 @@ class ForeignSpec:
         arguments: keyword arguments of the callable; they win over what dpeq would pass.
         replace_batch_norm: put a group norm in the place of every batch norm, and let instance norms keep no running
             statistics. Networks often write their norm down where no argument reaches it.
-        freeze: patterns of parameter names, such as "vit.blocks.*.norm_cross_attn.*", that are not trained.
+        pool_output: average a map of scores ``[N, classes, *spatial]`` over its positions, which makes a classifier of
+            a segmentation network; of several outputs the first is taken.
+        freeze: patterns of parameter names, such as "*.norm_cross_attn.*", that are not trained.
     """
 
     path: str
     dim: int
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     replace_batch_norm: bool = False
+    pool_output: bool = False
     freeze: tuple[str, ...] = ()
 
     restriction = "none"
@@ -78,6 +81,8 @@ class ForeignSpec:
             raise ConfigError(f"'{self.path}' gives a {type(model).__name__}; name a torch module or what builds one.")
         if self.replace_batch_norm:
             model = batch_norms_replaced(model)
+        if self.pool_output:
+            model = PooledOutput(model)
         for pattern in self.freeze:
             frozen = [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
             if not frozen:
@@ -95,6 +100,7 @@ class ForeignSpec:
             "package": package,
             "package_version": metadata.version(owners[0]) if owners else None,
             "replace_batch_norm": self.replace_batch_norm,
+            "pool_output": self.pool_output,
             "freeze": list(self.freeze),
         }
 
@@ -118,6 +124,20 @@ class ForeignSpec:
         if missing:
             raise ConfigError(f"'{self.path}' needs {', '.join(missing)}; give them in its arguments.")
         return given
+
+
+class PooledOutput(nn.Module):
+    """A network whose (first) output ``[N, classes, *spatial]`` is averaged over positions: ``[N, classes]``."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.network(x)
+        if isinstance(y, (tuple, list)):
+            y = y[0]
+        return y.flatten(2).mean(2) if y.dim() > 2 else y
 
 
 def import_callable(path: str) -> Callable[..., Any]:

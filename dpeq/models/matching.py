@@ -1,8 +1,8 @@
 """Twins of a given size: a conventional network with as many parameters, or as many multiply-accumulates, as another.
 
 A comparison between an equivariant network and a conventional one says something only if neither is simply larger.
-:func:`match` searches the widths of a CNN, a Wide-ResNet or a vision transformer: a bisection of one common scale, then
-single steps of the single widths.
+:func:`match` searches the widths of a CNN, a Wide-ResNet or a vision transformer: first one common scale, then single
+steps of the single widths.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dpeq.errors import ConfigError
+from dpeq.models.cost import count_macs
+from dpeq.models.spec import ModelSpec
 from dpeq.models.twins import cnn_twin
 from dpeq.models.vit import ViTSpec
 from dpeq.models.wide_resnet import WideResNetSpec
@@ -26,19 +27,9 @@ __all__ = ["KINDS", "TOLERANCE", "match", "parameter_count"]
 
 KINDS = ("cnn", "wide-resnet", "vit")
 TOLERANCE = {"parameters": 0.05, "macs": 0.10}
-_GOOD_ENOUGH = 0.2  # of the tolerance: where the search stops looking for something nearer
+_GOOD_ENOUGH = {"parameters": 0.01, "macs": 0.03}  # where the search stops looking for something nearer
 _LARGEST_SCALE = 2.0**12
-
-
-class Spec(Protocol):
-    """What an architecture's dataclass offers."""
-
-    @property
-    def dim(self) -> int: ...
-
-    def build(self, in_channels: int, classes: int) -> nn.Module: ...
-
-    def describe(self) -> dict[str, Any]: ...
+_APPROACHES = 5
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class _Family:
 
 
 def match(
-    kind: str, target: Spec, in_channels: int, classes: int, input_shape: tuple[int, ...], by: str = "parameters"
+    kind: str, target: ModelSpec, in_channels: int, classes: int, input_shape: tuple[int, ...], by: str = "parameters"
 ) -> Any:
     """The spec of a ``kind`` of twin with about the parameters, or multiply-accumulates per image, of ``target``.
 
@@ -76,7 +67,7 @@ def match(
     def size(spec: Any) -> int:
         if spec not in known:
             model = _on_meta(spec, in_channels, classes)
-            known[spec] = parameter_count(model) if by == "parameters" else _macs(model, input_shape)
+            known[spec] = parameter_count(model) if by == "parameters" else count_macs(model, input_shape)
         return known[spec]
 
     goal = size(target)
@@ -85,7 +76,8 @@ def match(
         return abs(size(spec) / goal - 1)
 
     family = _family(kind, target, input_shape[1:])
-    best = _descend(family, _bisect(family, size, error, goal), error, _GOOD_ENOUGH * TOLERANCE[by])
+    enough = _GOOD_ENOUGH[by]
+    best = _descend(family, _approach(family, size, error, goal, enough), error, enough)
     if error(best) > TOLERANCE[by]:
         unit = "parameters" if by == "parameters" else "multiply-accumulates"
         raise ConfigError(
@@ -100,20 +92,20 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _bisect(family: _Family, size: Callable[[Any], int], error: Callable[[Any], float], goal: int) -> Any:
-    """The nearest spec of one common scale; sizes grow with the scale, in steps."""
-    low, high = 1 / 64, 1.0
-    while size(family.at(high)) < goal and high < _LARGEST_SCALE:
-        low, high = high, 2 * high
-    for _ in range(24):
-        middle = math.sqrt(low * high)
-        if family.at(low) == family.at(high):
+def _approach(
+    family: _Family, size: Callable[[Any], int], error: Callable[[Any], float], goal: int, enough: float
+) -> Any:
+    """The nearest spec of one common scale: sizes grow about as its square, so a few steps of that rule are enough."""
+    scale, tried = 1.0, []
+    while len(tried) < _APPROACHES:
+        spec = family.at(scale)
+        if spec in tried:
             break
-        if size(family.at(middle)) < goal:
-            low = middle
-        else:
-            high = middle
-    return min((family.at(low), family.at(high)), key=error)
+        tried.append(spec)
+        if error(spec) <= enough:
+            break
+        scale = min(_LARGEST_SCALE, max(1 / _LARGEST_SCALE, scale * math.sqrt(goal / size(spec))))
+    return min(tried, key=error)
 
 
 def _descend(family: _Family, start: Any, error: Callable[[Any], float], enough: float) -> Any:
@@ -132,12 +124,6 @@ def _on_meta(spec: Any, in_channels: int, classes: int) -> nn.Module:
     """The network without its weights; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         return spec.build(in_channels, classes).to("meta").eval()
-
-
-def _macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, *input_shape, device="meta"))
-    return counter.get_total_flops() // 2
 
 
 def _family(kind: str, target: Any, spatial: tuple[int, ...]) -> _Family:
@@ -167,8 +153,11 @@ def _cnn(target: Any) -> _Family:
 def _wide_resnet(dim: int) -> _Family:
     """Depth 16; a scale of 1 is Wide-ResNet-16-1, and the first convolution starts no wider than the first stage."""
 
+    first: dict[tuple[int, ...], WideResNetSpec] = {}  # many factors round to the same widths: one stands for all
+
     def with_width(width: float, base: int) -> WideResNetSpec:
-        return WideResNetSpec(dim, base=base, widen=round(max(width, 0.5) / base, 4))
+        spec = WideResNetSpec(dim, base=base, widen=round(max(width, 0.5) / base, 4))
+        return first.setdefault(spec.widths, spec)
 
     def at(scale: float) -> WideResNetSpec:
         width = round(16 * scale * 8) / 8  # so fine that one step moves one stage by one channel
@@ -177,12 +166,8 @@ def _wide_resnet(dim: int) -> _Family:
     def around(spec: WideResNetSpec) -> Iterator[WideResNetSpec]:
         width = spec.base * spec.widen
         steps = [sign * size for size in (0.125, 0.25, 0.375, 0.5, 0.75, 1.0) for sign in (1, -1)]
-        seen = {spec.widths}  # many factors round to the same widths
         for base, step in product((0, 1, -1, 2, -2, 4, -4, 8), [0.0, *steps]):
-            near = with_width(width + step, max(2, spec.base + base))
-            if near.widths not in seen:
-                seen.add(near.widths)
-                yield near
+            yield with_width(width + step, max(2, spec.base + base))
 
     return _Family(at, around)
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from dpeq.errors import ConfigError
 from dpeq.groups import group
+from dpeq.nn.fields import FieldType, hidden_representation
 
 __all__ = ["cnn_twin"]
 
@@ -17,8 +18,7 @@ def cnn_twin(spec: Spec) -> Spec:
     """The same network with the trivial group and as many channels in every stage.
 
     Without the symmetry every filter is free, so this twin has about |G| times the parameters;
-    :func:`dpeq.models.matching.match` makes it as narrow as a fair comparison needs. A continuous group has no order;
-    its twin has the channels of as many copies as the group has sample angles.
+    :func:`dpeq.models.matching.match` makes it as narrow as a fair comparison needs.
 
     Args:
         spec: of an equivariant architecture: a dataclass with ``group``, ``restriction`` and three ``fields``, the last
@@ -34,7 +34,8 @@ def cnn_twin(spec: Spec) -> Spec:
     equivariant: Any = spec
     whole = group(equivariant.group)
     kept = whole.subgroup(equivariant.restriction)
-    orders = [len(g.elements) for g in (whole, whole, kept)]
-    widths = tuple(n * order for n, order in zip(equivariant.fields, orders, strict=True))
+    types = [
+        FieldType(g, hidden_representation(g), n) for g, n in zip((whole, whole, kept), equivariant.fields, strict=True)
+    ]
     name = "trivial" if whole.dim == 2 else "trivial-3d"
-    return replace(equivariant, group=name, restriction="none", fields=widths)
+    return replace(equivariant, group=name, restriction="none", fields=tuple(t.channels for t in types))
