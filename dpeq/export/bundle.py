@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.export import ExportedProgram
 
 from dpeq.export.description import INPUT, Description
 from dpeq.export.formats import run_torchscript, write_torchscript
@@ -27,13 +28,13 @@ _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/downl
 _BUNDLE_VERSION = "1.0.0"
 
 
-def write_bundle(network: nn.Module, input_shape: Sequence[int], folder: Path, description: Description) -> None:
-    """Writes the folder of a bundle; ``network`` is plain."""
+def write_bundle(program: ExportedProgram, input_shape: Sequence[int], folder: Path, description: Description) -> None:
+    """Writes the folder of a bundle."""
     for part in ("configs", "docs", "models"):
         (folder / part).mkdir(parents=True)
     metadata = _metadata(description, input_shape)
     script = folder / "models" / "model.ts"
-    write_torchscript(network, input_shape, script, metadata)
+    write_torchscript(program, input_shape, script, metadata)
     # The specification asks for the weights alone too: tensors only, read with weights_only=True.
     torch.save(run_torchscript(script).state_dict(), folder / "models" / "model.pt")  # type: ignore[attr-defined]
     _write_json(folder / "configs" / "metadata.json", metadata)

@@ -13,6 +13,7 @@ from torch import nn
 
 from dpeq.errors import ConfigError
 from dpeq.export.bundle import run_bundle, write_bundle
+from dpeq.export.capture import capture
 from dpeq.export.description import Description, describe_run
 from dpeq.export.formats import (
     compare,
@@ -50,7 +51,7 @@ def export_run(run: Path, out: Path, formats: Sequence[Format] = FORMATS) -> tup
     Raises:
         DataError: when the run, its ledger or its checkpoint is broken.
         ConfigError: for an unknown format, a missing package, or a file that is there already.
-        DpeqError: when a written file does not compute what the network computes.
+        DpeqError: when the network cannot be captured as a graph, or a written file does not compute what it computes.
     """
     name = Path(run).resolve().name
     _check(formats, name, Path(out))  # before the seconds that the accountant takes
@@ -69,7 +70,7 @@ def export_model(
     targets = _check(formats, description.name, out)
     make_folder(out)
     model = model.cpu().eval()
-    network = plain_network(model)
+    program = capture(plain_network(model), input_shape)
     metadata = description.to_dict(input_shape)
     errors: dict[Format, float] = {}
     workplace = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
@@ -77,13 +78,13 @@ def export_model(
         for kind, target in targets.items():
             path = workplace / target.name
             if kind == "onnx":
-                write_onnx(network, input_shape, path, metadata)
+                write_onnx(program, path, metadata)
                 run = run_onnx(path)
             elif kind == "torchscript":
-                write_torchscript(network, input_shape, path, metadata)
+                write_torchscript(program, input_shape, path, metadata)
                 run = run_torchscript(path)
             else:
-                write_bundle(network, input_shape, path, description)
+                write_bundle(program, input_shape, path, description)
                 with torchscript_is_deprecated():
                     run = run_bundle(path)
             errors[kind] = compare(f"The {kind} export", model, run, input_shape)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from dpeq.errors import ConfigError, DpeqError
+from dpeq.export.capture import EXAMPLES, known_deprecations, traceable
 from dpeq.export.description import INPUT, OUTPUT
 
 __all__ = ["METADATA", "TOLERANCE", "compare", "require_onnx", "write_onnx", "write_torchscript"]
@@ -29,7 +32,7 @@ TOLERANCE = 1e-4
 METADATA = "metadata.json"  # in a TorchScript archive; MONAI looks for this name too
 _OPSET = 18  # the first with Mish and group norm's parts; runtimes since 2023 read it
 _LOGGERS = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding")
-_TRACED, _COMPARED = 2, (1, 3)  # batch sizes; a batch baked in by tracing cannot pass the others
+_COMPARED = (1, 3)  # batch sizes other than the one that the network was captured with
 
 
 def require_onnx() -> None:
@@ -70,27 +73,31 @@ def compare(what: str, model: nn.Module, run: Callable[[Tensor], Tensor], input_
     return worst
 
 
-def write_onnx(network: nn.Module, input_shape: Sequence[int], path: Path, metadata: dict[str, Any]) -> None:
-    """Writes ``network`` (plain) as ONNX with weights inside and ``metadata`` in its ``metadata_props``."""
-    import onnx
+def write_onnx(program: ExportedProgram, path: Path, metadata: dict[str, Any]) -> None:
+    """Writes ``program`` as ONNX with weights inside and ``metadata`` in its ``metadata_props``.
 
-    program = None
-    example = torch.zeros(_TRACED, *input_shape)
-    with _quiet_onnx():
-        program = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=_OPSET,
-            external_data=False,
-            verbose=False,
-        )
-    if program is None:
-        raise DpeqError("torch gave no ONNX program; report this with the run's config.yaml.")
-    model = program.model_proto
+    Raises:
+        DpeqError: when an operation of the network has no counterpart in ONNX.
+    """
+    import onnx
+    from torch.onnx import OnnxExporterError
+
+    try:
+        with _quiet_onnx():
+            written = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=_OPSET,
+                external_data=False,
+                verbose=False,
+            )
+    except OnnxExporterError as error:
+        reason = re.search(r"No ONNX function found for <OpOverload\(op='(.+?)'", str(error))
+        what = f"{reason[1]} has no counterpart" if reason else " ".join(str(error).split())[:300]
+        raise DpeqError(f"The network cannot be written as ONNX ({what}); use torchscript or monai.") from error
+    model = written.model_proto
     _forget_where_it_was_made(model)
     privacy = metadata["privacy"]
     entries = {
@@ -130,10 +137,12 @@ class _FixedSize(nn.Module):
         return self.network(image)
 
 
-def write_torchscript(network: nn.Module, input_shape: Sequence[int], path: Path, metadata: dict[str, Any]) -> None:
-    """Writes ``network`` (plain) as TorchScript with ``metadata`` as the extra file :data:`METADATA`."""
+def write_torchscript(
+    program: ExportedProgram, input_shape: Sequence[int], path: Path, metadata: dict[str, Any]
+) -> None:
+    """Writes ``program`` as TorchScript with ``metadata`` as the extra file :data:`METADATA`."""
     with torchscript_is_deprecated():
-        traced = torch.jit.trace(network, (torch.zeros(_TRACED, *input_shape),), check_trace=False)
+        traced = torch.jit.trace(traceable(program), (torch.zeros(EXAMPLES, *input_shape),), check_trace=False)
         _follow_the_image(traced)
         scripted = torch.jit.script(_FixedSize(traced, list(input_shape)))
         extra = {METADATA: json.dumps(metadata, ensure_ascii=False, indent=1).encode()}
@@ -177,8 +186,7 @@ def _quiet_onnx() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
+        with known_deprecations():
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

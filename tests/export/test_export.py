@@ -1,6 +1,7 @@
 """What is written, what is said in it, and what is refused."""
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -193,13 +194,42 @@ def test_tensors_that_a_layer_makes_follow_the_image(tmp_path):
     assert graph.findAllNodes("prim::device")
 
 
-def test_a_batch_that_was_baked_in_is_found(tmp_path):
+def test_a_batch_that_was_baked_in_is_found():
     class Baked(nn.Module):
         def forward(self, x):
             return x.reshape(2, 3)
 
     with pytest.raises(DpeqError, match="does not run on a batch of 1"):
         export.compare("It", nn.Flatten(), Baked(), (3,))
+
+
+def test_a_network_that_depends_on_the_batch_is_refused(tmp_path):
+    class Pairs(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3] if len(x) == 2 else x.flatten(1)[:, 3:6]
+
+    with pytest.raises(DpeqError, match="cannot be captured as one graph for any number of images"):
+        export_model(Pairs(), (1, 4, 4), tmp_path, ["torchscript"], described())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("dim", "size"), [(2, (5, 4)), (2, (1, 7)), (3, (3, 4, 2))])
+def test_adaptive_pooling_is_exported(dim, size, tmp_path):
+    """ONNX has no such operation; sizes that do not divide, that are kept, and that are 1."""
+    pool = (nn.AdaptiveAvgPool2d if dim == 2 else nn.AdaptiveAvgPool3d)(size)
+    model = nn.Sequential(pool, nn.Flatten(), nn.Linear(math.prod(size), 3))
+    written = export_model(model, (1, *[7, 9, 5][:dim]), tmp_path, ["onnx", "torchscript"], described())
+    assert max(exported.error for exported in written) <= 1e-5
+
+
+def test_an_operation_that_onnx_lacks_is_named(tmp_path):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.special.bessel_j0(x.flatten(1)[:, :3])
+
+    with pytest.raises(DpeqError, match=r"cannot be written as ONNX \(\S*bessel_j0\S* has no counterpart\)"):
+        export_model(Odd(), (1, 4, 4), tmp_path, ["onnx"], described())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_network_whose_logits_are_not_numbers_is_refused(tmp_path):

@@ -6,6 +6,7 @@ from torch import nn
 
 from dpeq.export import Description, export_model
 from dpeq.groups import group
+from dpeq.models.registry import ModelChoice, build_model, resolve_spec
 from dpeq.models.vit import ViTSpec
 from dpeq.models.wide_resnet import WideResNetSpec
 from dpeq.nn.activations import FourierActivation, GatedActivation, NormActivation, activation_for
@@ -55,11 +56,17 @@ def fourier(name: str) -> nn.Module:
     return body.append(nn.Linear(numbers, 2))
 
 
+def preset(name: str, shape: tuple[int, ...]) -> nn.Module:
+    return build_model(resolve_spec(ModelChoice(name), shape, 2), 1, 2, seed=0)
+
+
 NETWORKS = {
     "D4": ((1, 12, 12), lambda: regular("D4", "halved")),
     "axial-D4": ((1, 8, 8, 6), lambda: regular("axial-D4", "invariant")),
     "SO2": ((1, 9, 9), lambda: fourier("SO2")),
     "axial-SO2": ((1, 8, 8, 5), lambda: fourier("axial-SO2")),
+    "family": ((1, 28, 28), lambda: preset("eqnet-xs", (1, 28, 28))),
+    "family-3d": ((1, 32, 24, 16), lambda: preset("eqnet-3d-xs", (1, 32, 24, 16))),
     "Wide-ResNet": ((1, 12, 12), lambda: WideResNetSpec(2, 10, 0.5).build(1, 2)),
     "ViT": ((1, 8, 8, 8), lambda: ViTSpec(3, (8, 8, 8), 4, 8, 1, 2, 16).build(1, 2)),
 }
