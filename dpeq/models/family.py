@@ -23,7 +23,7 @@ from dpeq.nn.invariant import InvariantPool, Restrict
 from dpeq.nn.norm import EquivariantGroupNorm, divisor_near
 from dpeq.nn.resize import Resize
 
-__all__ = ["COMPOUND", "Compound", "FamilyNet", "FamilySpec", "scaled"]
+__all__ = ["BASE", "COMPOUND", "Base", "Compound", "FamilyNet", "FamilySpec", "scaled"]
 
 Triple = tuple[int, int, int]
 
@@ -178,12 +178,19 @@ class Compound:
     order: float
 
 
+@dataclass(frozen=True)
+class Base:
+    """The network at coefficient 0: plain channels and residual units per stage, pixels, order of the group."""
+
+    widths: tuple[float, float, float]
+    depth: float
+    resolution: float
+    order: float
+
+
+BASE = Base(widths=(12.0, 24.0, 36.0), depth=1.0, resolution=20.0, order=2.0)
 # Chosen by `python -m benchmarks.scaling_grid`; the figures are in docs/measurements/scaling_grid.json.
 COMPOUND = Compound(depth=1.2, width=1.2, resolution=1.15, order=2.0)
-_BASE_WIDTHS = (12.0, 24.0, 36.0)
-_BASE_DEPTHS = (1.0, 1.0, 1.0)
-_BASE_RESOLUTION = {2: 20, 3: 20}
-_BASE_ORDER = 2.0
 _BY_ORDER = {
     2: {1: "trivial", 2: "D1", 4: "D2", 8: "D4"},
     3: {1: "trivial-3d", 2: "mirror", 4: "axial-D2", 8: "axial-D4"},
@@ -197,10 +204,11 @@ def scaled(phi: float, dim: int, *, block: BlockKind = "separable", compound: Co
     as many parameters.
     """
     orders = _BY_ORDER[dim]
-    wish = math.log2(_BASE_ORDER * compound.order**phi)
+    wish = math.log2(BASE.order * compound.order**phi)
     order = min(orders, key=lambda n: abs(math.log2(n) - wish))
-    a, b, c = (max(0, round(d * compound.depth**phi)) for d in _BASE_DEPTHS)
-    resolution = 4 * round(_BASE_RESOLUTION[dim] * compound.resolution**phi / 4)  # halves twice without a remainder
-    draft = FamilySpec(orders[order], "none", (1, 1, 1), (1, 1, 1), (a, b, c), block, resolution, stem_pool=True)
-    w1, w2, w3 = (w * compound.width**phi for w in _BASE_WIDTHS)
+    depth = round(BASE.depth * compound.depth**phi)
+    resolution = 4 * round(BASE.resolution * compound.resolution**phi / 4)  # halves twice without a remainder
+    depths = (depth, depth, depth)
+    draft = FamilySpec(orders[order], "none", (1, 1, 1), (1, 1, 1), depths, block, resolution, stem_pool=True)
+    w1, w2, w3 = (w * compound.width**phi for w in BASE.widths)
     return draft.with_widths((w1, w2, w3))

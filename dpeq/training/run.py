@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import tempfile
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
+from dpeq.advice import warnings_for
 from dpeq.config import RunConfig, write_config
 from dpeq.data.cards import Card, VolumeSettings, load_card
 from dpeq.data.images import ImageSet
@@ -34,6 +36,8 @@ from dpeq.privacy.plan import PrivacyPlan, calibrate
 from dpeq.privacy.randomness import Randomness
 from dpeq.training.loop import OptimizerSettings, train
 from dpeq.training.provenance import environment, peak_memory_mib
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["Finished", "Observer", "Prepared", "Silent", "choose_device", "make_folder", "make_plan", "prepare", "run"]
 
@@ -66,6 +70,7 @@ class Prepared:
     unit: str
     volume: VolumeSettings | None
     shape: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,10 @@ def prepare(config: RunConfig) -> Prepared:
     spec = resolve_spec(ModelChoice(**config.model.model_dump()), shape, len(card.classes))
     # Wrong norm groups and the like are found here, before data or budget is touched.
     build_model(spec, shape[0], len(card.classes), seed=0)
-    return Prepared(config, card, spec, d.unit or card.unit, volume, shape)
+    warnings = warnings_for(card, spec.group, spec.restriction, card.classes)
+    for warning in warnings:
+        _log.warning("%s", warning)
+    return Prepared(config, card, spec, d.unit or card.unit, volume, shape, tuple(warnings))
 
 
 def make_plan(prepared: Prepared) -> PrivacyPlan:
@@ -202,7 +210,7 @@ def run(
         "rng": randomness.kind,
         "stopped": None,
         "non_private": not plan.private,
-        "warnings": [],
+        "warnings": list(prepared.warnings),
         "log_private_metrics": False,
         **environment(device),
         "model": describe_model(config.model.name, prepared.spec, model, prepared.shape),
