@@ -1,4 +1,4 @@
-"""The command line: doctor, models, index, plan, train, report, demo.
+"""The command line: doctor, models, index, plan, train, report, export, demo.
 
 Exit codes: 0 done, 2 bad usage or configuration, 3 data refused, 4 budget refused, 130 interrupted, 1 anything else. An
 error is one sentence; ``--debug`` adds the traceback.
@@ -230,6 +230,23 @@ def report(
         return
     html, _ = write_report(build_report(run, companion=companion), out or run)
     _out.print(f"Report: {html}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("exports"),
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="onnx, torchscript or monai; repeat it for several.")
+    ] = None,
+) -> None:
+    """Write the trained network for places without dpeq: ONNX, TorchScript, a MONAI bundle."""
+    from dpeq.export import FORMATS, export_run
+
+    with _out.status("Writing each format and comparing it with the network ..."):
+        written = export_run(run, out, formats or FORMATS)  # type: ignore[arg-type]  # checked by export_run
+    for one in written:
+        _out.print(f"{one.path}: outputs equal within {one.error:.1e}", soft_wrap=True)
 
 
 def _train(
