@@ -13,7 +13,7 @@ from dpeq.nn.activations import FourierActivation, GatedActivation, NormActivati
 from dpeq.nn.fields import FieldType
 from dpeq.nn.invariant import InvariantPool, Restrict
 from dpeq.nn.norm import EquivariantGroupNorm
-from dpeq.nn.pooling import MaxPool, SymmetricPool
+from dpeq.nn.pooling import MaxPool, SymmetricPool, pool_for
 from dpeq.nn.separable import SeparableConv
 from dpeq.nn.steerable import SteerableConv
 from dpeq.nn.upsample import Upsample
@@ -45,6 +45,7 @@ def fourier(name: str) -> nn.Module:
         SteerableConv(image, features, 5),
         EquivariantGroupNorm(features, 2),
         FourierActivation(features),
+        pool_for(whole),
         SteerableConv(features, features, 5),
         GatedActivation(features),
         SteerableConv(features, features, 5),
