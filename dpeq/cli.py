@@ -45,9 +45,28 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the trace
 
 
 @app.command()
-def doctor(json: Json = False) -> None:
-    """Check this machine: versions, libraries, GPU, cache."""
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Examine a network instead: a preset, an import path, or a recipe (YAML)."),
+    ] = None,
+    overrides: Overrides = None,
+    input_size: Annotated[
+        str | None, typer.Option("--input-size", help="Pixels along every axis, 28x28 or 32x24x16; 32x32 by default.")
+    ] = None,
+    classes: Annotated[int, typer.Option("--classes", min=2, help="Outputs of the network.")] = 2,
+    channels: Annotated[int, typer.Option("--channels", min=1, help="Channels of an image.")] = 1,
+    json: Json = False,
+) -> None:
+    """Check this machine: versions, libraries, GPU, cache. Or, with --model, whether a network can train privately."""
     from dpeq.console import print_json
+
+    if model is not None:
+        from dpeq import verbs
+
+        if not verbs.examine(_out, model, overrides or [], input_size, channels, classes, json=json):
+            raise typer.Exit(2)
+        return
     from dpeq.doctor import examine
 
     checks = examine()
@@ -74,61 +93,12 @@ def models(
     json: Json = False,
 ) -> None:
     """List the networks that a configuration can name and what they cost, or the groups that suit a data set."""
+    from dpeq import verbs
+
     if for_card is not None:
-        _models_for(for_card, json)
-        return
-    from dpeq.console import models_table, print_json
-    from dpeq.models.overview import overview
-    from dpeq.models.registry import PRESETS
-
-    rows = overview(_edges(input_size), sigma=sigma, max_grad_norm=max_grad_norm)
-    if json:
-        print_json(rows)
-        return
-    _out.print(models_table(rows))
-    _out.print(
-        "Memory: what backward needs of an image. Gradient: of one unit, whatever its views. Noise norm: "
-        f"sigma*C*sqrt(P) for sigma {sigma:g} and C {max_grad_norm:g}; a unit's clipped gradient is at most C long.",
-        soft_wrap=True,
-    )
-    for row in rows:
-        _out.print(f"{row['name']}: {PRESETS[row['name']].summary}.", soft_wrap=True)
-        if row["refused"] is not None:
-            _out.print(f"  not at this size: {row['refused']}", soft_wrap=True)
-
-
-def _models_for(card_name: str, json: bool) -> None:
-    """Which groups, and which of the listed networks, suit the data of a card."""
-    from dpeq.advice import advise, judge
-    from dpeq.console import advice_table, print_json
-    from dpeq.data.cards import load_card
-
-    card = load_card(card_name)
-    advice = advise(card)
-    if json:
-        print_json([entry.to_dict() for entry in advice])
-        return
-    from dpeq.models.registry import PRESETS
-
-    _out.print(f"{card.title}: {card.symmetries.note}", soft_wrap=True)
-    _out.print(advice_table(advice))
-    specs = {name: preset.spec for name, preset in PRESETS.items() if preset.dim == card.dim}
-    verdicts = {name: judge(card, spec.group, spec.restriction) for name, spec in specs.items()}
-    sound = [name for name, verdict in verdicts.items() if verdict.sound]
-    _out.print(f"Sound networks: {', '.join(sound) or 'none as they come; set model.group'}.", soft_wrap=True)
-    for name, verdict in verdicts.items():
-        if not verdict.sound:
-            _out.print(f"{name} is {verdict.grade}: {verdict.reason}", soft_wrap=True)
-
-
-def _edges(text: str | None) -> tuple[int, ...] | None:
-    """Image edges as written on the command line, 28 or 32x24x16."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ConfigError(f"--input-size '{text}' is no image size; write 28, 64x48 or 32x24x16.")
-    return tuple(int(part) for part in parts)
+        verbs.advise_on(_out, for_card, json=json)
+    else:
+        verbs.list_models(_out, input_size, sigma, max_grad_norm, json=json)
 
 
 @app.command()

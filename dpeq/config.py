@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dpeq.errors import ConfigError
 from dpeq.resources import room
 
-__all__ = ["RunConfig", "load_config", "write_config"]
+__all__ = ["ModelConfig", "RunConfig", "load_config", "model_section", "write_config"]
 
 
 class _Section(BaseModel):
@@ -136,6 +136,23 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), *, data_root:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} with its overrides is not valid YAML ({reason}); mend that line.") from error
     return _validate({str(key): value for key, value in dict(values).items()}, path)
+
+
+def model_section(name: str, overrides: Sequence[str] = ()) -> ModelConfig:
+    """The model section alone, from ``model.key=value`` overrides; raises ConfigError as :func:`load_config` does."""
+    try:
+        merged = OmegaConf.to_container(OmegaConf.from_dotlist([f"model.name={name}", *overrides]), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"The overrides are not valid ({' '.join(str(error).split())}); mend them.") from error
+    values = {str(key): value for key, value in dict(merged).items()}  # type: ignore[arg-type]
+    if set(values) != {"model"}:
+        raise ConfigError("Only model.key=value overrides make sense for a network by itself; leave the others out.")
+    try:
+        return ModelConfig.model_validate(values["model"])
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(["model", *map(str, problem["loc"])])
+        raise ConfigError(f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}.") from error
 
 
 def write_config(config: RunConfig, path: Path) -> None:

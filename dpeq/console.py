@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -26,7 +26,18 @@ from dpeq.privacy import accounting
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.numbers import round_up
 
-__all__ = ["RichObserver", "advice_table", "models_table", "plan_table", "print_json", "summary_table"]
+if TYPE_CHECKING:
+    from dpeq.dry_step import LayerVerdict
+
+__all__ = [
+    "RichObserver",
+    "advice_table",
+    "models_table",
+    "plan_table",
+    "print_json",
+    "summary_table",
+    "verdict_table",
+]
 
 
 class RichObserver:
@@ -171,6 +182,22 @@ def advice_table(advice: list[GroupAdvice]) -> Table:
         order = "infinite" if a.order is None else str(a.order)
         exact = "exact" if a.exact_on_grid else "about"
         table.add_row(a.group, order, exact, Text(a.grade, style=colours[a.grade]), why)
+    return table
+
+
+def verdict_table(verdicts: list[LayerVerdict]) -> Table:
+    """What a dry private step found out: the network first, then its layers."""
+    colours = {"exact": "green", "functorch": "green", "frozen": "yellow", "refused": "red", "unused": "red"}
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, collapse_padding=True)
+    for heading in ("layer", "kind"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("why and what to do")
+    for v in verdicts:
+        why = f"{v.why}; {v.mend}" if v.mend else v.why
+        name = v.layer or "(the network)"
+        table.add_row(name, v.kind, f"{v.parameters:,}", Text(v.verdict, style=colours[v.verdict]), why)
     return table
 
 

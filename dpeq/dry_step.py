@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dpeq.dry_statistics import set_statistics_aside
 from dpeq.dry_trace import Trace, first_to_mix, near, tensors_in
 from dpeq.errors import ConfigError
-from dpeq.privacy.clipping import PlanOptimizer, UnitGradSampleModule
+from dpeq.privacy.clipping import LayerError, PlanOptimizer, UnitGradSampleModule
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Randomness
 
@@ -231,20 +231,14 @@ class _Examination:
         """
         while True:
             trial = copy.deepcopy(self.work)
-            trace = Trace(trial)
             try:
                 wrapped = UnitGradSampleModule(trial, self.views)
-                with trace:
-                    output = tensors_in(wrapped(self.x))
-                self._loss(output, self.labels).backward()
+                self._loss(tensors_in(wrapped(self.x)), self.labels).backward()
             except ConfigError as error:
-                self._refuse(getattr(error, "layer", None), str(error))
+                self._refuse(error.layer if isinstance(error, LayerError) else None, str(error))
                 continue
             except RuntimeError as error:
-                if "inplace" not in str(error) and "in-place" not in str(error):
-                    raise _Stop(f"the private step fails: {_line(error)}", "see its message") from error
-                self._refuse_in_place(trace.innermost, error)
-                continue
+                raise _Stop(f"the private step fails: {_line(error)}", "see its message") from error
             prepared = {name for name, layer in trial.named_modules() if hasattr(layer, "ft_compute_sample_grad")}
             by_functorch = {
                 f"{name}.{key}".lstrip(".")
@@ -268,18 +262,6 @@ class _Examination:
         self.found[name] = ("refused", why or reason, _MENDS.get(kind, mend or _FREEZE))
         for p in own:
             p.requires_grad_(False)
-
-    def _refuse_in_place(self, name: str, error: RuntimeError) -> None:
-        layer = self.work.get_submodule(name)
-        why = "it changes its input in place, which the hook on the layer before it cannot follow"
-        if not getattr(layer, "inplace", False):
-            where = f"'{name}' ({type(layer).__name__})" if name else "the network's own forward"
-            raise _Stop(
-                f"{where} changes a tensor in place that is still needed: {_line(error)}",
-                "write out = out + x in place of out += x",
-            ) from error
-        self.found[name] = ("refused", why, "build it with inplace=False")
-        layer.inplace = False  # type: ignore[assignment]
 
     def _compare(self, private: dict[str, tuple[Tensor | None, bool]], plain: dict[str, list[Tensor | None]]) -> None:
         whole = max((float(g.norm()) for gs in plain.values() for g in gs if g is not None), default=0.0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import DenseNet
+from monai.networks.nets import DenseNet, UNet
 from torch import nn
 
 from dpeq.dry_step import examine_model, require_trainable
@@ -80,8 +80,7 @@ def test_batch_norm_is_refused_with_a_group_norm_that_fits_everywhere():
 
 def test_a_mended_densenet_trains_and_the_shipped_one_does_not():
     def densenet():
-        act = ("relu", {"inplace": False})
-        return DenseNet(2, 1, 3, init_features=4, growth_rate=4, block_config=(1, 1), act=act)
+        return DenseNet(2, 1, 3, init_features=4, growth_rate=4, block_config=(1, 1))
 
     with pytest.raises(
         ConfigError, match=r"'features.norm0' \(BatchNorm2d\) cannot be trained privately.*and \d+ more"
@@ -127,6 +126,52 @@ def test_a_layer_called_twice_is_exact_and_said_to_be():
     v = found(Tail(Through(lambda self, x: self.inner(self.inner(x).tanh()), nn.Conv2d(4, 4, 3, padding=1))))
     assert v["features.1.inner"].verdict == "exact"
     assert "called 2 times" in v["features.1.inner"].why
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_layers_without_a_grad_sampler_are_run_row_by_row(views):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.conv = nn.Parameter(torch.ones(4, 1, 1)), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x) * self.scale
+
+    v = found(Tail(nn.PReLU(4), nn.ConvTranspose2d(4, 4, 2), nn.ReLU(inplace=True), Scaled()), views=views)
+    assert {name: one.verdict for name, one in v.items()} == {
+        "": "functorch",
+        "features.0": "exact",
+        "features.1": "functorch",
+        "features.2": "functorch",
+        "features.4": "functorch",
+        "features.4.conv": "functorch",
+        "classifier": "exact",
+    }
+    assert all(one.trains for one in v.values())
+    assert "row by row" in v["features.1"].why
+
+
+def test_what_cannot_be_run_row_by_row_is_refused_and_the_rest_examined():
+    def attend(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.inner(tokens, tokens, tokens)[0].transpose(1, 2).reshape(x.shape)
+
+    v = found(Tail(Through(attend, nn.MultiheadAttention(4, 2, batch_first=True))))
+    assert v["features.1.inner"].verdict == "refused"
+    assert v["features.1.inner"].why == "it does not turn one tensor into one"
+    assert "DPMultiheadAttention" in v["features.1.inner"].mend
+    assert v["classifier"].verdict == v["features.0"].verdict == "exact"
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_3d_segmentation_network_that_opacus_cannot_train_is_explained_or_trains(batch_norm):
+    net = UNet(3, 1, 3, (4, 8), (2,), norm="batch" if batch_norm else "instance")
+    if batch_norm:
+        with pytest.raises(ConfigError, match="batch norm mixes the units of a batch"):
+            require_trainable(PooledOutput(net), (1, 8, 8, 8), 3)
+        net = batch_norms_replaced(net)
+    require_trainable(PooledOutput(net), (1, 8, 8, 8), 3)
 
 
 def test_parameters_used_outside_their_layer_are_refused():

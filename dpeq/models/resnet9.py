@@ -17,7 +17,7 @@ from dpeq.nn.blocks import ConvBlock
 from dpeq.nn.fields import FieldType, hidden_representation
 from dpeq.nn.invariant import InvariantPool, Restrict
 from dpeq.nn.norm import EquivariantGroupNorm
-from dpeq.nn.pooling import SymmetricPool
+from dpeq.nn.pooling import pool_for
 
 __all__ = ["EqResNet9", "ResNet9Spec"]
 
@@ -40,7 +40,9 @@ class ResNet9Spec:
     norm_groups: tuple[int, int, int]
     stem_pool: bool = False
 
-    architecture = "equivariant ResNet-9"
+    @property
+    def architecture(self) -> str:
+        return "equivariant ResNet-9" if len(group(self.group).elements) > 1 else "residual CNN (ResNet-9)"
 
     @property
     def dim(self) -> int:
@@ -86,7 +88,7 @@ class EqResNet9(nn.Module):
         self.conv3 = ConvBlock(second, third, norm_groups=n3, pool=True)
         self.restrict = Restrict(third, kept)
         self.conv4 = ConvBlock(self.restrict.out_type, last, norm_groups=n3)
-        self.pool = SymmetricPool()
+        self.pool = pool_for(kept)
         self.res2 = nn.Sequential(*(ConvBlock(last, last, norm_groups=n3) for _ in range(2)))
         self.scale_norm2 = EquivariantGroupNorm(last, n3, affine=False)
         self.invariant = InvariantPool(last)

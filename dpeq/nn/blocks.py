@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dpeq.nn.activations import activation_for
 from dpeq.nn.fields import FieldType
 from dpeq.nn.norm import EquivariantGroupNorm
-from dpeq.nn.pooling import SymmetricPool
+from dpeq.nn.pooling import mask_for, pool_for
 from dpeq.nn.separable import SeparableConv
 from dpeq.nn.steerable import SteerableConv
 
@@ -46,7 +46,7 @@ class ConvBlock(nn.Module):
         self.conv: nn.Module = (SeparableConv if separable else SteerableConv)(in_type, out_type)
         self.act = activation_for(out_type, activation)
         self.norm = EquivariantGroupNorm(out_type, norm_groups)
-        self.pool: nn.Module = SymmetricPool() if pool else nn.Identity()
+        self.pool = pool_for(out_type.group) if pool else mask_for(out_type.group)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(self.norm(self.act(self.conv(x))))

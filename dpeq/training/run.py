@@ -26,9 +26,11 @@ from dpeq.config import RunConfig, write_config
 from dpeq.data.cards import Card, VolumeSettings, load_card
 from dpeq.data.images import ImageSet
 from dpeq.data.load import image_shape, load_splits
+from dpeq.dry_step import require_trainable
 from dpeq.errors import ConfigError, DataError
 from dpeq.evaluation.metrics import evaluate_predictions
 from dpeq.evaluation.predict import predict_units
+from dpeq.models.foreign import ForeignSpec
 from dpeq.models.registry import ModelChoice, build_model, describe_model, resolve_spec
 from dpeq.models.spec import ModelSpec
 from dpeq.privacy.ledger import Ledger
@@ -181,6 +183,9 @@ def run(
     randomness = Randomness.create(config.training.seed)
     model = build_model(prepared.spec, prepared.shape[0], len(prepared.card.classes), randomness.init_seed)
     t = config.training
+    if isinstance(prepared.spec, ForeignSpec):
+        observer.stage("Making one dry private step")
+        require_trainable(model, prepared.shape, len(prepared.card.classes), plan.views)
     settings = OptimizerSettings(t.lr, t.momentum, t.ema_decay, t.physical_units, t.decay_lr)
     observer.stage("Training")
     with Ledger.create(folder / "ledger.jsonl", plan) as ledger:

@@ -14,8 +14,8 @@ from dpeq.errors import ConfigError
 from dpeq.groups import group
 from dpeq.models.resnet9 import EqResNet9, ResNet9Spec
 from dpeq.nn.blocks import ConvBlock
-from dpeq.nn.invariant import InvariantPool
 from dpeq.nn.fields import FieldType
+from dpeq.nn.invariant import InvariantPool
 from dpeq.nn.steerable import SteerableConv
 from dpeq.privacy.clipping import PlanOptimizer, UnitGradSampleModule
 from dpeq.privacy.plan import PrivacyPlan
@@ -248,8 +248,10 @@ REFUSED = {
         lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, affine=False, track_running_stats=True)),
         "running statistics",
     ),
-    "unregistered": (lambda: nn.Sequential(Scale()), "no registered grad sampler"),
-    "a container with a parameter": (lambda: Scale(nn.Conv2d(1, 2, 3)), "no registered grad sampler"),
+    "a layer of ours in a container with a parameter": (
+        lambda: Scale(SteerableConv(FieldType(group("C4"), "trivial", 1), FieldType(group("C4"), "regular", 1))),
+        r"Layer '' \(Scale\) has no registered grad sampler and is or holds a layer of dpeq's",
+    ),
     "a subclass": (
         lambda: OwnConv(FieldType(group("C4"), "trivial", 1), FieldType(group("C4"), "regular", 1)),
         "no registered grad sampler",
@@ -322,3 +324,14 @@ def test_opacus_own_step_is_refused():
     with pytest.raises(RuntimeError, match="finish"):
         opt.step()
     assert torch.equal(nn.utils.parameters_to_vector(net.parameters()), before)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_an_empty_batch_has_no_gradients_in_any_layer(views):
+    """Opacus' own sampler of convolutions answers zero rows with one gradient; nothing may be counted then."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)
+    )
+    wrapped = UnitGradSampleModule(model, views)
+    wrapped.backward(wrapped(torch.zeros(0, 1, 5, 5)), torch.zeros(0, dtype=torch.long))
+    assert all(p.grad_sample.shape == (0, *p.shape) for p in model.parameters())
