@@ -129,7 +129,7 @@ def measure(task: Task, seeds: list[int], cache: Path, data_root: Path | None, r
     settings = OptimizerSettings(t.lr, t.momentum, t.ema_decay, t.physical_units, t.decay_lr)
     specs = [(kind, widths, network(task, kind, widths)) for kind, all_ in task.widths.items() for widths in all_]
     aucs = []
-    for kind, widths, spec in track(specs, f"training on {task.recipe}"):
+    for kind, widths, spec in track(specs, f"training on {task.recipe}", console=Console(stderr=True)):
         found = []
         for seed in seeds:
             file = cache / f"{task.recipe}-{task.steps}-{kind}-{'-'.join(map(str, widths))}-{seed}.json"

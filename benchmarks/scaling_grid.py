@@ -1,6 +1,6 @@
 """How to spend four times the arithmetic: depth, width, resolution or a larger group? The family's compound factors.
 
-    python -m benchmarks.scaling_grid --seeds 0 1 --data-root /data --json
+    python -m benchmarks.scaling_grid --seeds 0 1 2 --data-root /data --json
 
 EfficientNet's first step (Tan & Le 2019, section 3.3), with the order of the group as a fourth dimension and private
 training as the judge: from the base network, every combination of the factors below whose multiply-accumulates come to
@@ -38,7 +38,7 @@ from dpeq.privacy.randomness import Randomness
 from dpeq.training.loop import OptimizerSettings, train
 from dpeq.training.run import load_data, make_plan, prepare
 
-DEPTHS, WIDTHS, RESOLUTIONS, ORDERS = (1.0, 2.0), (1.0, 1.25, 1.5, 2.0, 2.5), (1.0, 1.2, 1.4), (1.0, 2.0, 4.0)
+DEPTHS, WIDTHS, RESOLUTIONS, ORDERS = (1.0, 1.4, 2.0), (1.0, 1.25, 1.5, 2.0, 2.5), (1.0, 1.2, 1.4), (1.0, 2.0, 4.0)
 BUDGET, TOLERANCE = 4.0, 0.15
 STEPS, BATCH = 80, 256
 

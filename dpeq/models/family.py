@@ -206,9 +206,10 @@ def scaled(phi: float, dim: int, *, block: BlockKind = "separable", compound: Co
     orders = _BY_ORDER[dim]
     wish = math.log2(BASE.order * compound.order**phi)
     order = min(orders, key=lambda n: abs(math.log2(n) - wish))
-    depth = round(BASE.depth * compound.depth**phi)
+    depth = BASE.depth * compound.depth**phi
+    first, second, third = (round(depth * share) for share in (0.75, 1.0, 1.25))  # coarse maps are cheaper to deepen
     resolution = 4 * round(BASE.resolution * compound.resolution**phi / 4)  # halves twice without a remainder
-    depths = (depth, depth, depth)
+    depths = (first, second, third)
     draft = FamilySpec(orders[order], "none", (1, 1, 1), (1, 1, 1), depths, block, resolution, stem_pool=True)
     w1, w2, w3 = (w * compound.width**phi for w in BASE.widths)
     return draft.with_widths((w1, w2, w3))
