@@ -175,6 +175,35 @@ def measure(task: Task, seeds: list[int], cache: Path, data_root: Path | None, r
     return rows
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Seconds per step against AUC, one panel per task: up and to the left is better."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(row["task"] for row in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(5.2 * len(names), 3.8), squeeze=False)
+    looks = {"full": ("#1b6ca8", "o"), "separable": ("#c8452f", "s"), "cnn": ("#6b7280", "^")}
+    labels = {"full": "full blocks", "separable": "separable blocks", "cnn": "CNN twin"}
+    for axis, name in zip(axes[0], names, strict=True):
+        for kind, (colour, marker) in looks.items():
+            chosen = sorted((r for r in rows if r["task"] == name and r["network"] == kind), key=lambda r: r["seconds"])
+            x, y = [1000 * r["seconds"] for r in chosen], [r["auc"]["mean"] for r in chosen]
+            low = [r["auc"]["mean"] - r["auc"]["low"] for r in chosen]
+            high = [r["auc"]["high"] - r["auc"]["mean"] for r in chosen]
+            axis.errorbar(x, y, [low, high], color=colour, marker=marker, capsize=2, lw=1, label=labels[kind])
+            for r, a, b in zip(chosen, x, y, strict=True):
+                note = f"{r['parameters'] / 1000:.0f}k"
+                axis.annotate(note, (a, b), textcoords="offset points", xytext=(5, 4), fontsize=7, color=colour)
+        axis.set(xscale="log", xlabel="milliseconds per private step", title=f"{name}, epsilon {rows[0]['epsilon']:g}")
+        axis.set_ylabel("test AUC (mean, range over seeds)")
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Seconds per private step against AUC, by kind of block.")
     parser.add_argument("tasks", nargs="+", choices=list(TASKS))
@@ -182,6 +211,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--cache", type=Path, default=Path("runs/block_cost"))
     parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--plot", type=Path, help="Also draw the frontier into this file.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = [
@@ -189,6 +219,8 @@ def main() -> None:
         for name in options.tasks
         for row in measure(TASKS[name], options.seeds, options.cache, options.data_root, options.repeats)
     ]
+    if options.plot is not None:
+        draw(rows, options.plot)
     if options.json:
         device = f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
         print(json.dumps({"device": device, "rows": rows}, indent=1))

@@ -22,7 +22,8 @@ from dpeq.models.cost import measure
 from dpeq.nn.basis import kernel_basis
 from dpeq.nn.fields import FieldType, hidden_representation
 from dpeq.nn.invariant import InvariantPool, Restrict
-from dpeq.nn.separable import SeparableConv, group_fourier
+from dpeq.nn.separable import SeparableConv
+from dpeq.nn.spectral import group_fourier
 from dpeq.nn.steerable import SteerableConv
 
 KIDNEYS = ("left kidney", "right kidney", "liver")

@@ -15,7 +15,7 @@ from dpeq.errors import ConfigError
 from dpeq.groups import SymmetryGroup
 from dpeq.nn.blocks import BlockKind
 from dpeq.nn.fields import hidden_representation
-from dpeq.nn.separable import group_fourier
+from dpeq.nn.spectral import group_fourier
 from dpeq.representations import representation
 
 __all__ = ["WIDTH_RULES", "WidthRule", "fields_for", "reference_fields"]

@@ -4,7 +4,8 @@ from dpeq.nn.activations import NormActivation
 from dpeq.nn.layer import UnitLayer
 from dpeq.nn.norm import EquivariantGroupNorm
 from dpeq.nn.position import PositionEmbedding
-from dpeq.nn.separable import DepthwiseSteerableConv, SpectralMix
+from dpeq.nn.separable import DepthwiseSteerableConv
+from dpeq.nn.spectral import SpectralMix
 from dpeq.nn.standardized import StandardizedConv
 from dpeq.nn.steerable import SteerableConv
 

@@ -17,7 +17,8 @@ from dpeq.models.cost import Cost, count_macs, measure
 from dpeq.models.registry import PRESETS, build_model
 from dpeq.models.vit import Attention
 from dpeq.nn.fields import FieldType
-from dpeq.nn.separable import DepthwiseSteerableConv, GroupPointwise, SeparableConv, group_fourier
+from dpeq.nn.separable import DepthwiseSteerableConv, SeparableConv
+from dpeq.nn.spectral import GroupPointwise, group_fourier
 from dpeq.nn.steerable import SteerableConv
 
 

@@ -16,7 +16,8 @@ from dpeq.nn.activations import NormActivation
 from dpeq.nn.fields import FieldType
 from dpeq.nn.norm import EquivariantGroupNorm
 from dpeq.nn.position import PositionEmbedding
-from dpeq.nn.separable import DepthwiseSteerableConv, GroupPointwise
+from dpeq.nn.separable import DepthwiseSteerableConv
+from dpeq.nn.spectral import GroupPointwise
 from dpeq.nn.standardized import StandardizedConv
 from dpeq.nn.steerable import SteerableConv
 from dpeq.privacy.clipping import UnitGradSampleModule

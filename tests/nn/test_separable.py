@@ -9,7 +9,8 @@ from dpeq.models.cost import count_macs
 from dpeq.nn.basis import kernel_basis
 from dpeq.nn.blocks import ConvBlock
 from dpeq.nn.fields import FieldType
-from dpeq.nn.separable import DepthwiseSteerableConv, GroupPointwise, SeparableConv, group_fourier
+from dpeq.nn.separable import DepthwiseSteerableConv, SeparableConv
+from dpeq.nn.spectral import GroupPointwise, group_fourier
 from dpeq.nn.steerable import SteerableConv
 
 GROUPS = ["trivial", "C2", "C4", "D1", "D4", "mirror", "axial-C4", "axial-D4", "O", "Oh"]
