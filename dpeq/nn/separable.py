@@ -6,11 +6,11 @@ apart:
 
 1. :class:`DepthwiseSteerableConv`: every field on its own, one filter per field, turned by each group element: the part
    of the group convolution's kernel that does not mix elements, K[h, g](x) = delta(h, g) psi(h^-1 x).
-2. :class:`~dpeq.nn.spectral.GroupPointwise`: mixes fields and elements at each pixel. In the basis of irreps it is block-diagonal
-   (Schur's lemma): each irrep rho of dimension d carries one matrix over (fields x d copies), shared by its d
-   components. It costs sum_rho d^3 products per pair of fields instead of |G|^2 (12 instead of 64 for D4, 64 instead of
-   576 for O) with the same |G| = sum_rho d^2 parameters. Back in the regular basis, pointwise activations and group
-   norm apply.
+2. :class:`~dpeq.nn.spectral.GroupPointwise`: mixes fields and elements at each pixel. In the basis of irreps it is
+   block-diagonal (Schur's lemma): each irrep rho of dimension d carries one matrix over (fields x d copies), shared by
+   its d components. It costs sum_rho d^3 products per pair of fields instead of |G|^2 (12 instead of 64 for D4, 64
+   instead of 576 for O) with the same |G| = sum_rho d^2 parameters. Back in the regular basis, pointwise activations
+   and group norm apply.
 """
 
 from __future__ import annotations

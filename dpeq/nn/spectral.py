@@ -1,7 +1,7 @@
 """The pointwise half of a separable convolution: fields mixed irrep by irrep.
 
-In the basis of irreps an equivariant map between regular fields is block-diagonal (Schur's lemma): one matrix per irrep,
-the same for each of its components, so it costs sum_rho d^3 products per pair of fields in place of |G|^2.
+In the basis of irreps an equivariant map between regular fields is block-diagonal (Schur's lemma): one matrix per
+irrep, the same for each of its components, so it costs sum_rho d^3 products per pair of fields in place of |G|^2.
 """
 
 from __future__ import annotations
