@@ -197,6 +197,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 note = f"{r['parameters'] / 1000:.0f}k"
                 axis.annotate(note, (a, b), textcoords="offset points", xytext=(5, 4), fontsize=7, color=colour)
         axis.set(xscale="log", xlabel="milliseconds per private step", title=f"{name}, epsilon {rows[0]['epsilon']:g}")
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.xaxis.set_minor_formatter("{x:.0f}")
+        axis.tick_params(axis="x", which="both", labelsize=8)
         axis.set_ylabel("test AUC (mean, range over seeds)")
         axis.grid(alpha=0.3, which="both")
     axes[0][0].legend(fontsize=8)

@@ -48,6 +48,14 @@ def test_logits_are_invariant_under_what_the_last_stage_keeps(name, restriction,
     assert_equivariant(model, FieldType(kept, "trivial", 2), None, spatial)
 
 
+@pytest.mark.parametrize("name", ["C8", "D8", "SO2", "O2", "axial-SO2"])
+def test_networks_off_the_grid_turn_by_45_degrees_within_twice_the_interpolation_error(name):
+    torch.manual_seed(0)
+    model = FamilySpec(name, "none", (4, 8, 8), (1, 1, 1), (1, 1, 1), "full").build(1, 10).eval()
+    spatial = (28, 28) if group(name).dim == 2 else (20, 20, 6)
+    assert_equivariant(model, FieldType(group(name), "trivial", 1), None, spatial)
+
+
 def test_continuous_groups_can_be_restricted_to_finite_ones():
     spec = FamilySpec("SO2", "C4", (2, 2, 3), (1, 1, 1), (1, 0, 1), "full")
     model = spec.build(1, 2).eval()
