@@ -48,7 +48,7 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the trace
 def doctor(
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Examine a network instead: a preset, an import path, or a recipe (YAML)."),
+        typer.Option("--model", help="Examine a network instead: a preset, an import path, or a recipe."),
     ] = None,
     overrides: Overrides = None,
     input_size: Annotated[

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dpeq.errors import ConfigError
 from dpeq.resources import room
 
-__all__ = ["ModelConfig", "RunConfig", "load_config", "model_section", "write_config"]
+__all__ = ["ModelConfig", "RunConfig", "load_config", "model_section", "recipes", "write_config"]
 
 
 class _Section(BaseModel):
@@ -163,14 +163,19 @@ def write_config(config: RunConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
+def recipes() -> dict[str, Path]:
+    """The shipped recipes by name."""
+    return {path.stem: path for path in sorted(room("pipelines").glob("*.yaml"))}
+
+
 def _find(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
         return path
-    recipes = {p.stem: p for p in sorted(room("pipelines").glob("*.yaml"))}
-    if str(source) in recipes:
-        return recipes[str(source)]
-    raise ConfigError(f"There is no file '{source}' and no recipe of that name; the recipes are: {', '.join(recipes)}.")
+    known = recipes()
+    if str(source) in known:
+        return known[str(source)]
+    raise ConfigError(f"There is no file '{source}' and no recipe of that name; the recipes are: {', '.join(known)}.")
 
 
 def _validate(values: dict[str, Any], path: Path) -> RunConfig:

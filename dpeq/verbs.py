@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dpeq.advice import advise, judge
-from dpeq.config import load_config, model_section
+from dpeq.config import load_config, model_section, recipes
 from dpeq.console import advice_table, models_table, print_json, verdict_table
 from dpeq.data.cards import load_card
 from dpeq.dry_step import examine_model
@@ -61,10 +61,10 @@ def examine(
     """One dry private step of a network, layer by layer; returns whether it can be trained privately.
 
     Args:
-        name: a preset, an import path (with ``model.key=value`` overrides), or a recipe, whose card gives the images.
+        name: a preset, an import path (with ``model.key=value`` overrides), or a recipe by name or path, whose card gives the images.
     """
     views = 1
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith((".yaml", ".yml")) or name in recipes():
         prepared = prepare(load_config(name, overrides))
         spec, shape, classes = prepared.spec, prepared.shape, len(prepared.card.classes)
         views = prepared.config.privacy.views
