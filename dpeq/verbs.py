@@ -61,7 +61,8 @@ def examine(
     """One dry private step of a network, layer by layer; returns whether it can be trained privately.
 
     Args:
-        name: a preset, an import path (with ``model.key=value`` overrides), or a recipe by name or path, whose card gives the images.
+        name: a preset, an import path (with ``model.key=value`` overrides), or a recipe by name or path,
+            whose card gives the images.
     """
     views = 1
     if name.endswith((".yaml", ".yml")) or name in recipes():

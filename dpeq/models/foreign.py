@@ -122,7 +122,7 @@ class ForeignSpec:
                     given[name] = value
         missing = [name for name, needed in accepted.items() if needed and name not in given]
         if missing:
-            raise ConfigError(f"'{self.path}' needs {', '.join(missing)}; give them in its arguments (in a recipe: model.arguments).")
+            raise ConfigError(f"'{self.path}' needs {', '.join(missing)}; give them in model.arguments.")
         return given
 
 
