@@ -133,7 +133,7 @@ def test_parameters_are_frozen_by_pattern(own):
         ("ownnets.zoo.broken", {}, r"could not be built from \['num_classes'\]: the moon is in the wrong house"),
         ("ownnets.zoo.Sized", {"widht": 3}, "takes no argument 'widht'; did you mean 'width'"),
         ("ownnets.zoo.builder", {"hidden": 3}, "could not be built from"),
-        ("monai.networks.nets.UNet", {"channels": [4, 8]}, "needs strides; give them in its arguments"),
+        ("monai.networks.nets.UNet", {"channels": [4, 8]}, "needs strides; give them in model.arguments"),
     ],
 )
 def test_networks_that_cannot_be_built_are_explained(own, path, arguments, message):
