@@ -25,7 +25,7 @@ NETWORKS = {
     "EqResNet-9, D4": ("ModelChoice('eqresnet9')", (1, 28, 28)),
     "EqResNet-9, D8": ("ModelChoice('eqresnet9', group='D8')", (1, 28, 28)),
     "EqResNet-9, SO2": ("ModelChoice('eqresnet9', group='SO2')", (1, 28, 28)),
-    "family M, D4": ("ModelChoice('eqnet-m')", (1, 28, 28)),
+    "family M, separable": ("ModelChoice('eqnet-m')", (1, 28, 28)),
     "family M 3D, O, full": ("ModelChoice('eqnet-3d-m', group='O', block='full')", (1, 28, 28, 28)),
     "family M 3D, Oh, full": ("ModelChoice('eqnet-3d-m', group='Oh', block='full')", (1, 28, 28, 28)),
     "family M 3D, Oh, separable": ("ModelChoice('eqnet-3d-m', group='Oh')", (1, 28, 28, 28)),

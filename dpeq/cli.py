@@ -90,6 +90,7 @@ def models(
     ] = None,
     sigma: Annotated[float, typer.Option("--sigma", help="Noise multiplier, for the noise's length.")] = 1.0,
     max_grad_norm: Annotated[float, typer.Option("--max-grad-norm", help="Clipping norm, likewise.")] = 1.0,
+    twins: Annotated[str | None, typer.Option("--twins", help="Show a preset beside its conventional twins.")] = None,
     json: Json = False,
 ) -> None:
     """List the networks that a configuration can name and what they cost, or the groups that suit a data set."""
@@ -98,7 +99,7 @@ def models(
     if for_card is not None:
         verbs.advise_on(_out, for_card, json=json)
     else:
-        verbs.list_models(_out, input_size, sigma, max_grad_norm, json=json)
+        verbs.list_models(_out, input_size, sigma, max_grad_norm, twins, json=json)
 
 
 @app.command()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from itertools import product
+
 from rich.console import Console
 
 from dpeq.advice import advise, judge
@@ -10,18 +13,25 @@ from dpeq.console import advice_table, models_table, print_json, verdict_table
 from dpeq.data.cards import load_card
 from dpeq.dry_step import examine_model
 from dpeq.errors import ConfigError
+from dpeq.models.matching import KINDS, TOLERANCE
 from dpeq.models.overview import overview
-from dpeq.models.registry import PRESETS, ModelChoice, build_model, resolve_spec
+from dpeq.models.registry import PRESETS, ModelChoice, Preset, build_model, resolve_spec
 from dpeq.training.run import prepare
 
 __all__ = ["advise_on", "examine", "list_models"]
 
+_log = logging.getLogger(__name__)
+_TWIN_EDGE = 28  # of the images that twins are matched on, where no size is asked for
 _EDGE = 32  # of the made-up images that a network is examined with, where no size is asked for
 
 
-def list_models(out: Console, input_size: str | None, sigma: float, max_grad_norm: float, *, json: bool) -> None:
-    """Every preset and what it costs."""
-    rows = overview(_edges(input_size), sigma=sigma, max_grad_norm=max_grad_norm)
+def list_models(
+    out: Console, input_size: str | None, sigma: float, max_grad_norm: float, twins_of: str | None, *, json: bool
+) -> None:
+    """Every preset and what it costs; or one of them beside its conventional twins."""
+    edges = _edges(input_size)
+    presets = PRESETS if twins_of is None else _twins(twins_of, edges or (_TWIN_EDGE,))
+    rows = overview(edges, sigma=sigma, max_grad_norm=max_grad_norm, presets=presets)
     if json:
         print_json(rows)
         return
@@ -32,7 +42,7 @@ def list_models(out: Console, input_size: str | None, sigma: float, max_grad_nor
         soft_wrap=True,
     )
     for row in rows:
-        out.print(f"{row['name']}: {PRESETS[row['name']].summary}.", soft_wrap=True)
+        out.print(f"{row['name']}: {presets[row['name']].summary}.", soft_wrap=True)
         if row["refused"] is not None:
             out.print(f"  not at this size: {row['refused']}", soft_wrap=True)
 
@@ -87,6 +97,23 @@ def examine(
         )
         out.print(f"{name} {found}.", soft_wrap=True)
     return verdicts[0].trains
+
+
+def _twins(name: str, edges: tuple[int, ...]) -> dict[str, Preset]:
+    """A preset and its twins by parameters and by multiply-accumulates, for one channel and two classes."""
+    if name not in PRESETS:
+        raise ConfigError(f"There is no model '{name}'; use one of: {', '.join(PRESETS)}.")
+    target = PRESETS[name]
+    shape = (1, *(edges * target.dim if len(edges) == 1 else edges))
+    found = {name: target}
+    for kind, measure in product(KINDS, TOLERANCE):
+        try:
+            spec = resolve_spec(ModelChoice(kind, match=name, match_by=measure), shape, 2)
+        except ConfigError as error:
+            _log.warning("%s", error)
+            continue
+        found[f"{kind} by {measure}"] = Preset(spec, f"{spec.architecture}, with the {measure} of {name}")
+    return found
 
 
 def _edges(text: str | None) -> tuple[int, ...] | None:

@@ -60,8 +60,19 @@ def test_what_cannot_be_examined_is_said_in_a_sentence(out, name, overrides, siz
 
 
 def test_the_table_of_models_and_the_advice_for_a_card(out, capsys):
-    list_models(out, None, 1.0, 1.0, json=True)
+    list_models(out, None, 1.0, 1.0, None, json=True)
     rows = json.loads(capsys.readouterr().out)
     assert {"name", "group", "parameters", "macs", "activation_bytes", "noise_norm"} <= rows[0].keys()
     advise_on(out, "phantom_hospital", json=False)
     assert "Sound networks: eqresnet9-3d-tiny" in out.export_text()
+
+
+def test_a_preset_beside_its_twins(out, capsys):
+    list_models(out, "14", 1.0, 1.0, "eqnet-m", json=True)
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    target = rows["eqnet-m"]
+    for kind in ("cnn", "wide-resnet", "vit"):
+        assert rows[f"{kind} by parameters"]["parameters"] == pytest.approx(target["parameters"], rel=0.05)
+        assert rows[f"{kind} by macs"]["macs"] == pytest.approx(target["macs"], rel=0.1)
+    with pytest.raises(ConfigError, match="There is no model"):
+        list_models(out, None, 1.0, 1.0, "eqnet-zz", json=True)

@@ -189,8 +189,9 @@ class Base:
 
 
 BASE = Base(widths=(12.0, 24.0, 36.0), depth=1.0, resolution=20.0, order=2.0)
-# Chosen by `python -m benchmarks.scaling_grid`; the figures are in docs/measurements/scaling_grid.json.
-COMPOUND = Compound(depth=1.2, width=1.2, resolution=1.15, order=2.0)
+# The winner of `python -m benchmarks.scaling_grid` at four times the arithmetic, which is two units of phi, so a square
+# root each; the figures, and how little they differ, are in docs/measurements/scaling_grid.json.
+COMPOUND = Compound(depth=1.4**0.5, width=1.25**0.5, resolution=1.4**0.5, order=2.0**0.5)
 _BY_ORDER = {
     2: {1: "trivial", 2: "D1", 4: "D2", 8: "D4"},
     3: {1: "trivial-3d", 2: "mirror", 4: "axial-D2", 8: "axial-D4"},
@@ -204,8 +205,8 @@ def scaled(phi: float, dim: int, *, block: BlockKind = "separable", compound: Co
     as many parameters.
     """
     orders = _BY_ORDER[dim]
-    wish = math.log2(BASE.order * compound.order**phi)
-    order = min(orders, key=lambda n: abs(math.log2(n) - wish))
+    wish = math.floor(math.log2(BASE.order * compound.order**phi) + 0.5 + 1e-9)  # halves up, so S is not XS
+    order = 2 ** min(wish, int(math.log2(max(orders))))
     depth = BASE.depth * compound.depth**phi
     first, second, third = (round(depth * share) for share in (0.75, 1.0, 1.25))  # coarse maps are cheaper to deepen
     resolution = 4 * round(BASE.resolution * compound.resolution**phi / 4)  # halves twice without a remainder
