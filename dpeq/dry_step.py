@@ -8,6 +8,7 @@ stands in the way (batch norm above all) is named, set aside in a copy of the ne
 from __future__ import annotations
 
 import copy
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,10 +24,12 @@ from dpeq.errors import ConfigError
 from dpeq.privacy.clipping import LayerError, PlanOptimizer, UnitGradSampleModule
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Randomness
+from dpeq.privacy.state import StateGuard
 
 __all__ = ["LayerVerdict", "examine_model", "require_trainable"]
 
 _TOLERANCE = 1e-3  # relative; single precision leaves 1e-6 to 1e-4, a wrong formula leaves 1
+_SEEDS = 6  # random layers may do nothing under one of them
 _FREEZE = "freeze it (in a recipe: model.freeze)"
 _NOT_EXAMINED = ("refused", "it was not examined, because the network as a whole fails", "mend that first")
 _MENDS = {
@@ -67,7 +70,7 @@ class LayerVerdict:
 
 
 def examine_model(
-    model: nn.Module, input_shape: tuple[int, ...], classes: int, views: int = 1, units: int = 2
+    model: nn.Module, input_shape: tuple[int, ...], classes: int, views: int = 1, units: int = 5
 ) -> list[LayerVerdict]:
     """Examines a copy of ``model``; the network itself and the global random state are left as they are.
 
@@ -111,7 +114,12 @@ class _Examination:
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...], classes: int, views: int, units: int) -> None:
         self.original = model
         self.classes, self.views, self.units = classes, views, units
-        self.work = copy.deepcopy(model).train()  # what stands in the way is set aside in it, step by step
+        self.moved = copy.deepcopy(model).train()  # off its initial weights, where gates and branches stand at zero
+        with torch.no_grad():
+            for p in self.moved.parameters():
+                if p.requires_grad and p.numel() and float((p - p.flatten()[0]).abs().max()) == 0:
+                    p.add_(0.3 * torch.randn_like(p) + 0.1)
+        self.work = copy.deepcopy(self.moved)  # what stands in the way is set aside in it, step by step
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.rows = units * views
         self.x = torch.randn(self.rows, *input_shape).to(device)
@@ -130,6 +138,7 @@ class _Examination:
             self.examined = True
             whole = self._judge_output()
             if not whole[0] and all(verdict in ("exact", "functorch") for verdict, _, _ in self.found.values()):
+                self._check_units_in_training()
                 self._step()
         except _Stop as stop:
             whole = (stop.why, stop.mend)
@@ -203,6 +212,45 @@ class _Examination:
                 "when another does",
                 "use a layer that looks at each row alone",
             )
+
+    def _check_units_in_training(self) -> None:
+        """With everything switched on and the same random numbers, a unit's gradient ignores all other units.
+
+        Also those of the batch before: every trial sees two batches, and the gradients of the second are compared.
+        """
+        a, b = self.x.clone(), self.x.clone()
+        a[self.views :] = torch.randn_like(a[self.views :]) * 2 + 1
+        b[: -self.views] = torch.randn_like(b[: -self.views]) * 2 + 1
+        for seed in range(_SEEDS):
+            first, again = (self._gradients_in_training(x, seed) for x in (self.x, a))
+            last = self._gradients_in_training(b, seed)
+            for name in first:
+                for one, two in ((first[name][0], again[name][0]), (first[name][-1], last[name][-1])):
+                    if float((one - two).norm()) > _TOLERANCE * max(float(one.norm()), 1e-6):
+                        raise _Stop(
+                            f"it mixes units while it trains: the gradient of one at '{name}' changes when others do",
+                            "use layers that look at each row alone and keep nothing between batches",
+                        )
+
+    def _gradients_in_training(self, x: Tensor, seed: int) -> dict[str, Tensor]:
+        trial = copy.deepcopy(self.moved)
+        guard = StateGuard(trial)
+        random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            wrapped = UnitGradSampleModule(trial, self.views)
+            for batch in (x.flip(-1), x):
+                for p in trial.parameters():
+                    p.grad_sample = p.grad = None
+                wrapped.backward(wrapped(batch), self.labels)
+            guard.check()
+        except (ConfigError, RuntimeError) as error:
+            raise _Stop(f"the private step fails: {_line(error)}", "see its message") from error
+        found = {}
+        for name, p in trial.named_parameters():
+            if p.requires_grad:
+                found[name] = p.grad_sample
+        return found
 
     def _gradients_one_unit_at_a_time(self) -> dict[str, list[Tensor | None]]:
         """By a plain backward pass per unit: the oracle."""

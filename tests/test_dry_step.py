@@ -197,7 +197,7 @@ def test_a_layer_that_sees_positions_as_rows_is_refused():
         return self.inner(flat.reshape(-1, 4)).view_as(flat).transpose(1, 2).reshape(x.shape)
 
     v = found(Tail(Through(by_position, nn.Linear(4, 4))))
-    assert "sees the batch as 72 rows for 2 units" in v["features.1.inner"].why
+    assert "saw 180 rows of a batch of 5" in v["features.1.inner"].why
     assert v["classifier"].verdict == "exact"
 
 
@@ -218,7 +218,7 @@ def test_views_of_one_unit_may_look_at_each_other():
 OUTPUTS = {
     "a map": (
         nn.Sequential(nn.Conv2d(1, 3, 3)),
-        "returns a map [2, 3, 6, 6], as segmentation does",
+        "returns a map [5, 3, 6, 6], as segmentation does",
         "model.pool_output: true",
     ),
     "a tuple": (Through(lambda self, x: (self.inner(x), x), Tail()), "returns a tuple", "model.pool_output: true"),
@@ -229,7 +229,7 @@ OUTPUTS = {
     ),
     "other rows": (
         nn.Sequential(Through(lambda self, x: x.reshape(-1, 16)), nn.Linear(16, 3)),
-        "returns [8, 3] for 2 rows",
+        "returns [20, 3] for 5 rows",
         "return one tensor",
     ),
     "no tensor": (Through(lambda self, x: None, nn.Linear(1, 1)), "returns no tensor", "return one tensor [N, 3]"),
@@ -250,7 +250,7 @@ OUTPUTS = {
     ),
     "channels": (
         nn.Sequential(nn.Conv2d(3, 3, 3), nn.Flatten()),
-        "fails in '0' on a batch [2, 1, 8, 8]: Given groups=1",
+        "fails in '0' on a batch [5, 1, 8, 8]: Given groups=1",
         "give it the channels",
     ),
     "nothing trainable": (

@@ -96,7 +96,10 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
                         f"Layer '{name}' ({type(layer).__name__}) has no registered grad sampler and holds buffers, so "
                         "it cannot be run row by row; freeze it or use another layer.",
                     )
-        self.views = views
+        for name, p in module.named_parameters():
+            if p.requires_grad and p.is_complex():
+                raise ConfigError(f"Parameter '{name}' is complex; write it as two real ones (torch.view_as_real).")
+        self.views, self._rows = views, -1
         self._names = {layer: name for name, layer in module.named_modules()}
         # Looked up through the instance by Opacus' hook: the same samplers, folded over views.
         samplers = {**GradSampleModule.GRAD_SAMPLERS, _ByFunctorch: ft_compute_per_sample_gradient}
@@ -176,9 +179,20 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
         output.register_hook(on_gradient)
         return output
 
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self._rows = x.shape[0]
+        return super().forward(x, *args, **kwargs)
+
     def rearrange_grad_samples(self, *, module: nn.Module, **kwargs: Any) -> tuple[Any, Tensor]:
         activations, backprops = super().rearrange_grad_samples(module=module, **kwargs)
         rows = activations[0].shape[0]
+        if {rows, len(backprops)} != {self._rows}:
+            # Part of the rows cannot be told which unit each belongs to.
+            raise LayerError(
+                self._names[module],
+                f"Layer '{self._names[module]}' saw {rows} rows of a batch of {self._rows}; it must see every row at "
+                "every call.",
+            )
         if rows % self.views:
             raise RuntimeError(f"a batch of {rows} rows is not a whole number of units of {self.views} views.")
         module.max_batch_len = rows // self.views  # the length of grad_sample, in units
@@ -186,16 +200,35 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
 
     def backward(self, logits: Tensor, labels: Tensor) -> None:
         """Back-propagates the cross-entropy, summed over units and averaged over each unit's views."""
+        for p in self._module.parameters():
+            p.grad = None  # compared with the units' below
         loss = F.cross_entropy(logits, labels, reduction="sum") / self.views
         loss.backward()  # type: ignore[no-untyped-call]
+        self._check_second_runs()
         units = len(labels) // self.views
         for name, p in self._module.named_parameters():
-            if p.requires_grad and (p.grad_sample is None or len(p.grad_sample) != units):
+            if p.requires_grad and (not isinstance(p.grad_sample, Tensor) or len(p.grad_sample) != units):
+                if isinstance(p.grad_sample, list):
+                    raise ConfigError(
+                        f"Parameter '{name}' is used in several checkpoints, and would be clipped in each."
+                    )
                 found = "no gradient" if p.grad_sample is None else f"{len(p.grad_sample)} gradients"
                 raise ConfigError(
                     f"Parameter '{name}' got {found} for {units} units; every row of the batch must stay one row, and "
                     "every trainable parameter must be used."
                 )
+
+    def _check_second_runs(self) -> None:
+        """What torch.func ran again must be what ran: autograd's gradient is the sum of the units'."""
+        for layer, name in self._names.items():
+            if hasattr(layer, "ft_compute_sample_grad"):
+                for p in layer.parameters():
+                    if p.requires_grad and p.grad is not None and isinstance(p.grad_sample, Tensor):
+                        norms = p.grad_sample.flatten(1).norm(dim=1).sum()
+                        if bool((p.grad_sample.sum(dim=0) - p.grad).norm() > 1e-2 * norms + 1e-12):
+                            raise LayerError(
+                                name, f"Layer '{name}' is random beyond dropout: run again, it did otherwise."
+                            )
 
     def detach(self) -> nn.Module:
         """Removes every hook and mark, and returns the plain network."""
@@ -245,10 +278,12 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         all_finite = bool(finite.all())
         for p, sample in zip(self.params, samples, strict=True):
             _check_processed_flag(p.grad_sample)
-            flat = sample.flatten(1).to(p.dtype)
+            # Sums in half precision round by more than a unit weighs.
+            wide = torch.promote_types(p.dtype, torch.float32)
+            flat = sample.flatten(1).to(wide)
             if not all_finite:
                 flat = torch.where(finite[:, None], flat, torch.zeros_like(flat))
-            clipped = (factor.to(p.dtype) @ flat).view_as(p)
+            clipped = (factor.to(wide) @ flat).view(p.shape)
             p.summed_grad = clipped if p.summed_grad is None else p.summed_grad + clipped
             _mark_as_processed(p.grad_sample)
 
@@ -271,7 +306,7 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             if std > 0:
                 # Drawn in float64 on the processor, whatever the device and type of the parameters.
                 total = (total.double() + std * noise.normal(*p.shape).to(p.device)).to(p.dtype)
-            p.grad = total
+            p.grad = total.to(p.dtype)
         self.scale_grad()
         self.original_optimizer.step()
         for p in self.params:

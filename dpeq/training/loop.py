@@ -18,6 +18,7 @@ from dpeq.privacy.clipping import PlanOptimizer, UnitGradSampleModule
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Randomness
+from dpeq.privacy.state import StateGuard
 
 __all__ = ["OptimizerSettings", "TrainingResult", "train"]
 
@@ -93,6 +94,7 @@ def train(
     )
     views = UnitViews(images.units, images.n_units, plan.views)
     wrapped = UnitGradSampleModule(model, plan.views)
+    guard = StateGuard(model)
     try:
         optimizer = PlanOptimizer(sgd, plan)
         while ledger.steps < plan.steps:
@@ -104,7 +106,9 @@ def train(
             for part in rows.split(settings.physical_units * plan.views) if len(rows) else ():
                 wrapped.backward(wrapped(images.images[part].to(device)), images.labels[part].to(device))
                 optimizer.accumulate()
+            guard.check()
             optimizer.finish(randomness.stream("noise", step))
+            guard.take()
             schedule.step()
             averaged.update_parameters(model)
             on_step(step)

@@ -279,7 +279,7 @@ def test_a_network_that_turns_one_row_into_many_is_refused():
             return x.reshape(-1, 4, 3).mean(1)
 
     wrapped = UnitGradSampleModule(nn.Sequential(Fold(), nn.Linear(16, 3), Unfold()))
-    with pytest.raises(ConfigError, match="got 16 gradients for 4 units"):
+    with pytest.raises(ConfigError, match="saw 16 rows of a batch of 4"):
         wrapped.backward(wrapped(torch.randn(4, 1, 8, 8)), torch.zeros(4, dtype=torch.int64))
 
 

@@ -1,0 +1,166 @@
+"""Networks that would carry the data out, or let one unit reach another: found before training, or during it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dpeq.dry_step import require_trainable
+from dpeq.errors import ConfigError
+from dpeq.privacy.clipping import PlanOptimizer, UnitGradSampleModule
+from dpeq.privacy.plan import calibrate
+from dpeq.privacy.randomness import Randomness
+from dpeq.privacy.state import StateGuard
+
+SHAPE = (1, 8, 8)
+
+
+class FrozenAverage(nn.Module):
+    """Statistics of the data in a parameter that is not trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.average = nn.Parameter(torch.zeros(4), requires_grad=False)
+
+    def forward(self, x):
+        self.average.data.lerp_(x.detach().mean((0, 2, 3)), 0.1)
+        return x
+
+
+class WholeNumbers(nn.Module):
+    """An image in a buffer of integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("last", torch.zeros(4, 6, 6, dtype=torch.int32))
+
+    def forward(self, x):
+        self.last.copy_((x.detach()[0] * 1e6).int())
+        return x
+
+
+class FirstBatch(nn.Module):
+    """Data-dependent initialisation of a trained parameter (as in Glow)."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv2d(4, 4, 1)
+        self.ready = False
+
+    def forward(self, x):
+        if not self.ready:
+            self.inner.bias.data.copy_(-x.detach().mean((0, 2, 3)))
+            self.ready = True
+        return self.inner(x)
+
+
+class TrainModeMix(nn.Module):
+    """Blends units, but only while training and beside a random layer."""
+
+    def forward(self, x):
+        return x + 0.5 * x.mean(0, keepdim=True) if self.training else x
+
+
+class Gate(nn.Module):
+    """Mixes units behind a gate that stands at zero when training begins."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x + self.gamma * (x.mean(0, keepdim=True) if len(x) > 1 else x)
+
+
+class Memory(nn.Module):
+    """Adds what the batch before looked like."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = [0.0]
+
+    def forward(self, x):
+        before, self.kept[0] = self.kept[0], x.detach().mean()
+        return x + before
+
+
+class ThreeOrMore(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0, keepdim=True) if len(x) > 2 else x
+
+
+def network(layer, *more):
+    torch.manual_seed(0)
+    head = [nn.Mish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    return nn.Sequential(nn.Conv2d(1, 4, 3), layer, *more, *head)
+
+
+@pytest.mark.parametrize(
+    "layer", [FrozenAverage, WholeNumbers, FirstBatch, Gate, Memory, ThreeOrMore], ids=lambda kind: kind.__name__
+)
+def test_networks_that_remember_or_mix_are_refused(layer):
+    with pytest.raises(ConfigError, match="cannot be trained privately"):
+        require_trainable(network(layer()), SHAPE, 3)
+
+
+def test_mixing_that_happens_beside_random_layers_only_while_training_is_refused():
+    with pytest.raises(ConfigError, match="cannot be trained privately"):
+        require_trainable(network(nn.Dropout(0.5), TrainModeMix()), SHAPE, 3)
+
+
+def test_the_guard_names_what_changed_and_lets_the_optimiser_pass():
+    model = network(FrozenAverage())
+    guard = StateGuard(model)
+    guard.check()
+    model(torch.randn(2, *SHAPE))
+    with pytest.raises(ConfigError, match=r"'1\.average' is changed by the forward pass"):
+        guard.check()
+    guard.take()
+    guard.check()
+
+
+def test_a_layer_that_sees_some_rows_only_is_refused():
+    """Its gradients would be given to the first units of the batch, whosever they are."""
+
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.inner(x) + self.inner(x[1:]).sum()
+
+    wrapped = UnitGradSampleModule(Routed())
+    with pytest.raises(ConfigError, match=r"saw 3 rows of a batch of 4"):
+        wrapped.backward(wrapped(torch.randn(4, 4)), torch.tensor([0, 1, 2, 0]))
+
+
+def test_complex_parameters_are_refused():
+    model = network(nn.Identity())
+    model.spectrum = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(ConfigError, match="'spectrum' is complex"):
+        UnitGradSampleModule(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_does_not_round_a_unit_beyond_the_clipping_norm(dtype):
+    """Adding a unit to 200 others moves the clipped sum by at most C; summed in bfloat16 it moved by 1.5 C."""
+    plan = calibrate(
+        epsilon=8, delta=1e-2, expected_batch_size=8, public_units=64, steps=2, max_grad_norm=1.0, unit="image"
+    )
+    torch.manual_seed(0)
+    base = nn.Linear(64, 3)
+    sums = []
+    for rows in (200, 201):
+        model = copy.deepcopy(base).to(dtype)
+        wrapped = UnitGradSampleModule(model)
+        optimizer = PlanOptimizer(torch.optim.SGD(model.parameters(), 0.0), plan)
+        x = torch.randn(201, 64, generator=torch.Generator().manual_seed(1)).to(dtype)[:rows] * 30 + 10
+        for part in x.split(16):
+            wrapped.backward(wrapped(part), torch.zeros(len(part), dtype=torch.long))
+            optimizer.accumulate()
+        sums.append(torch.cat([p.summed_grad.flatten().double() for p in model.parameters()]))
+        optimizer.finish(Randomness.create(0).stream("noise", 1))
+        assert all(p.dtype == dtype for p in model.parameters())
+    assert float((sums[1] - sums[0]).norm()) <= 1 + 1e-3
