@@ -34,9 +34,9 @@ _FREEZE = "freeze it (in a recipe: model.freeze)"
 _NOT_EXAMINED = ("refused", "it was not examined, because the network as a whole fails", "mend that first")
 _MENDS = {
     nn.MultiheadAttention: "use opacus.layers.DPMultiheadAttention, or model.name: vit",
-    nn.LSTM: "use opacus.layers.DPLSTM",
-    nn.GRU: "use opacus.layers.DPGRU",
-    nn.RNN: "use opacus.layers.DPRNN",
+    nn.LSTM: "use convolutions, or model.name: vit",
+    nn.GRU: "use convolutions, or model.name: vit",
+    nn.RNN: "use convolutions, or model.name: vit",
 }
 
 
@@ -315,7 +315,8 @@ class _Examination:
         whole = max((float(g.norm()) for gs in plain.values() for g in gs if g is not None), default=0.0)
         for name, layer in self._layers():
             own = [f"{name}.{key}".lstrip(".") for key, _ in layer.named_parameters(recurse=False)]
-            trainable = [p for p in own if self.original.get_parameter(p).requires_grad]
+            # A tied parameter is judged where it is met first; only there does it have a name.
+            trainable = [p for p in own if p in plain and self.original.get_parameter(p).requires_grad]
             if name in self.found or not trainable:
                 continue
             unused = [p for p in trainable if all(g is None for g in plain[p])]

@@ -299,3 +299,17 @@ def test_verdicts_can_be_printed():
 def test_one_unit_is_not_enough():
     with pytest.raises(ValueError, match="two are needed"):
         examine_model(Tail(), SHAPE, 3, units=1)
+
+
+def test_tied_parameters_are_judged_where_they_are_met_first():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.b(torch.tanh(self.a(x.mean((1, 2)))))))
+
+    verdicts = found(Tied())
+    assert {v.verdict for v in verdicts.values()} == {"exact"}
