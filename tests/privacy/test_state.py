@@ -1,10 +1,12 @@
 """Networks that would carry the data out, or let one unit reach another: found before training, or during it."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dpeq.dry_step import require_trainable
 from dpeq.errors import ConfigError
@@ -164,3 +166,44 @@ def test_half_precision_does_not_round_a_unit_beyond_the_clipping_norm(dtype):
         optimizer.finish(Randomness.create(0).stream("noise", 1))
         assert all(p.dtype == dtype for p in model.parameters())
     assert float((sums[1] - sums[0]).norm()) <= 1 + 1e-3
+
+
+def test_a_layer_that_is_random_when_it_is_run_again_is_refused():
+    """torch.func runs a foreign layer a second time: with another coin its gradients would be another network's."""
+
+    coins = itertools.cycle([True, False])
+
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4, 1, 1))
+
+        def forward(self, x):
+            return x * self.scale if next(coins) else x * self.scale * 3
+
+    model = network(Skip())
+    wrapped = UnitGradSampleModule(model)
+    with pytest.raises(ConfigError, match="random beyond dropout"):
+        wrapped.backward(wrapped(torch.randn(3, *SHAPE)), torch.tensor([0, 1, 2]))
+
+
+class Checkpointed(nn.Module):
+    """One block in two re-entrant checkpoints: Opacus keeps a list of gradients, whose length is not that of units."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(64, 64)
+
+    def forward(self, x):
+        x = x.flatten(1).requires_grad_()
+        for _ in range(2):
+            x = checkpoint(self.inner, x, use_reentrant=True)
+        return x[:, :3]
+
+
+def test_gradients_in_several_checkpoints_are_refused_whatever_their_number():
+    wrapped = UnitGradSampleModule(Checkpointed())
+    with pytest.raises(ConfigError, match="several checkpoints"):
+        wrapped.backward(wrapped(torch.randn(2, *SHAPE)), torch.tensor([0, 1]))
+    with pytest.raises(ConfigError, match="cannot be trained privately"):
+        require_trainable(Checkpointed(), SHAPE, 3)

@@ -184,3 +184,26 @@ def test_a_network_can_be_trained_again_after_a_step_that_failed(tmp_path):
         train(model, patients(), p, ledger, OptimizerSettings(0.1), Randomness.create(0), device=CPU, on_step=fail)
     with Ledger.create(tmp_path / "b.jsonl", p) as ledger:
         assert train(model, patients(), p, ledger, OptimizerSettings(0.1), Randomness.create(0), device=CPU).steps == 4
+
+
+class RemembersLater(nn.Module):
+    """Keeps an image in a frozen parameter, but only from its third batch on, where no dry step has looked."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(64, 2)
+        self.kept = nn.Parameter(torch.zeros(64), requires_grad=False)
+        self.seen = 0
+
+    def forward(self, x):
+        self.seen += 1
+        if self.seen >= 3:
+            self.kept.data.copy_(x.detach()[0].flatten())
+        return self.inner(x.flatten(1))
+
+
+def test_a_network_that_begins_to_remember_stops_the_run_before_it_is_released(tmp_path):
+    p, model = plan(sample_rate=1.0), RemembersLater()
+    with Ledger.create(tmp_path / "l.jsonl", p) as ledger, pytest.raises(ConfigError, match="'kept' is changed"):
+        train(model, patients(), p, ledger, OptimizerSettings(lr=0.0), Randomness.create(1), device=CPU)
+    assert read_ledger(tmp_path / "l.jsonl").steps == 3, "the two steps before were sound, the third is spent"
