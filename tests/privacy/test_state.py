@@ -167,14 +167,16 @@ def test_half_precision_does_not_round_a_unit_beyond_the_clipping_norm(dtype):
         epsilon=8, delta=1e-2, expected_batch_size=8, public_units=64, steps=2, max_grad_norm=1.0, unit="image"
     )
     torch.manual_seed(0)
-    base = nn.Linear(2, 3)  # few numbers and equal units: the sum grows where half precision is coarsest
+    base = nn.Linear(9, 3)  # few numbers and equal units: the sum grows where half precision is coarsest
+
+    worst = base(torch.linspace(9, 30, 9)).argmin()
 
     def clipped_sum(rows):
         model = copy.deepcopy(base).to(dtype)
         wrapped = UnitGradSampleModule(model)
         optimizer = PlanOptimizer(torch.optim.SGD(model.parameters(), 0.0), plan)
-        for part in torch.full((rows, 2), 30.0, dtype=dtype).split(16):
-            wrapped.backward(wrapped(part), torch.full((len(part),), 2))
+        for part in torch.linspace(9, 30, 9, dtype=dtype).expand(rows, 9).split(16):
+            wrapped.backward(wrapped(part), worst.expand(len(part)))
             optimizer.accumulate()
         total = torch.cat([p.summed_grad.flatten().double() for p in model.parameters()])
         optimizer.finish(Randomness.create(0).stream("noise", 1))
