@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Cost", "count_macs", "measure"]
+__all__ = ["Cost", "count_macs", "measure", "parameter_count"]
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,6 @@ class Cost:
         """
         return sigma * max_grad_norm * math.sqrt(self.parameters)
 
-    def noise_over_signal(self, sigma: float, batch_size: float) -> float:
-        """The noise's length over the most that ``batch_size`` clipped units can sum to: sigma * sqrt(P) / B."""
-        return self.noise_norm(sigma) / batch_size
-
-    def noise_relative_to(self, other: Cost) -> float:
-        """How much longer the noise is than another network's at equal sigma and C: sqrt(P / P of the other)."""
-        return math.sqrt(self.parameters / other.parameters)
-
-    @property
-    def macs_per_parameter(self) -> float:
-        """How often an image uses each parameter; of a full group convolution |G| times as often as of a plain one."""
-        return self.macs / self.parameters
-
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
 
@@ -72,14 +59,18 @@ def measure(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     Raises:
         ConfigError: what the network itself raises for images of a size that it refuses.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
     bare = _on_meta(model)
     return Cost(
-        parameters=sum(p.numel() for p in trainable),
+        parameters=parameter_count(model),
         macs=_macs_per_image(bare, input_shape),
         activation_bytes=_activation_bytes(bare, 2, input_shape) - _activation_bytes(bare, 1, input_shape),
-        per_unit_gradient_bytes=sum(p.numel() * p.element_size() for p in trainable),
+        per_unit_gradient_bytes=sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
     )
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trainable numbers in a network; a tied parameter counts once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:

@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from dpeq.errors import ConfigError
-from dpeq.models.cost import count_macs
+from dpeq.models.cost import count_macs, parameter_count
 from dpeq.models.spec import ModelSpec
 from dpeq.models.twins import cnn_twin
 from dpeq.models.vit import ViTSpec
 from dpeq.models.wide_resnet import WideResNetSpec
+from dpeq.nn.norm import divisor_near
 
-__all__ = ["KINDS", "TOLERANCE", "match", "parameter_count"]
+__all__ = ["KINDS", "TOLERANCE", "match"]
 
 KINDS = ("cnn", "wide-resnet", "vit")
 TOLERANCE = {"parameters": 0.05, "macs": 0.10}
@@ -87,11 +88,6 @@ def match(
     return best
 
 
-def parameter_count(model: nn.Module) -> int:
-    """Trainable numbers."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def _approach(
     family: _Family, size: Callable[[Any], int], error: Callable[[Any], float], goal: int, enough: float
 ) -> Any:
@@ -137,9 +133,7 @@ def _cnn(target: Any) -> _Family:
     twin = cnn_twin(target)
 
     def with_fields(widths: tuple[int, ...]) -> Any:
-        groups = tuple(
-            max(d for d in range(1, most + 1) if n % d == 0) for n, most in zip(widths, target.norm_groups, strict=True)
-        )
+        groups = tuple(divisor_near(n, most) for n, most in zip(widths, target.norm_groups, strict=True))
         return replace(twin, fields=widths, norm_groups=groups)
 
     def around(spec: Any) -> Iterator[Any]:
@@ -175,7 +169,7 @@ def _wide_resnet(dim: int) -> _Family:
 def _vit(spatial: tuple[int, ...]) -> _Family:
     """Four blocks, 4 heads (2 where 4 do not divide), an MLP about twice as wide as a token, 64 tokens at most."""
     most = 8 if len(spatial) == 2 else 4  # tokens along an axis
-    patch = tuple(min(p for p in range(1, edge + 1) if edge % p == 0 and edge // p <= most) for edge in spatial)
+    patch = tuple(edge // divisor_near(edge, most) for edge in spatial)
 
     def with_widths(hidden: int, mlp: int) -> ViTSpec:
         return ViTSpec(len(spatial), spatial, patch, hidden, layers=4, heads=2 if hidden % 4 else 4, mlp=mlp)

@@ -12,6 +12,7 @@ from torch import nn
 
 from dpeq.errors import ConfigError
 from dpeq.groups import group
+from dpeq.models.cost import parameter_count
 from dpeq.models.family import FamilySpec, scaled
 from dpeq.models.foreign import ForeignSpec
 from dpeq.models.matching import KINDS, match
@@ -193,7 +194,7 @@ def _changed_family(spec: FamilySpec, choice: ModelChoice) -> ModelSpec:
             changes[name] = getattr(choice, name)
     if choice.group is not None and choice.block is None and not group(choice.group).on_grid:
         changes["block"] = "full"  # separable blocks turn filters on the grid
-    widths = plain_widths(spec)
+    widths = _plain_widths(spec)
     changed = replace(spec, **changes)
     group(changed.group).subgroup(changed.restriction)
     if whole.name != changed.group or spec.restriction != changed.restriction or choice.width_rule != "parameters":
@@ -203,7 +204,7 @@ def _changed_family(spec: FamilySpec, choice: ModelChoice) -> ModelSpec:
     return replace(changed, norm_groups=choice.norm_groups) if choice.norm_groups is not None else changed
 
 
-def plain_widths(spec: FamilySpec) -> tuple[float, float, float]:
+def _plain_widths(spec: FamilySpec) -> tuple[float, float, float]:
     """The plain channels that have as many parameters as the fields of each stage."""
     whole = group(spec.group)
     kept = whole.subgroup(spec.restriction)
@@ -242,7 +243,7 @@ def describe_model(name: str, spec: ModelSpec, model: nn.Module, input_shape: tu
         "group_order": whole.order,
         "restriction": spec.restriction,
         "invariant_under": whole.subgroup(spec.restriction).name,
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters": parameter_count(model),
         "dim": whole.dim,
         "input_shape": list(input_shape),
         **spec.describe(),

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dpeq.errors import ConfigError
+from dpeq.nn.norm import divisor_near
 from dpeq.nn.standardized import StandardizedConv
 
 __all__ = ["ACTIVATIONS", "WideResNet", "WideResNetSpec", "norm_groups_for"]
@@ -27,7 +28,7 @@ def norm_groups_for(channels: int, most: int = 16) -> int:
     >>> [norm_groups_for(c) for c in (256, 64, 16, 12, 13, 1)]
     [16, 16, 8, 6, 1, 1]
     """
-    return max(d for d in range(1, max(1, min(most, channels // 2)) + 1) if channels % d == 0)
+    return divisor_near(channels, min(most, channels // 2))
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,6 @@ class FieldType:
     def channels(self) -> int:
         return self.fields * self.size
 
-    def with_fields(self, fields: int) -> FieldType:
-        return FieldType(self.group, self.representation, fields)
-
     def transform(self, x: Tensor, element: Element, *, mode: str | None = None) -> Tensor:
         """The action of ``element`` on a feature map ``[N, channels, *spatial]``: on space and on channels.
 
