@@ -12,13 +12,12 @@ torch.Size([4, 8, 14, 14])
 from __future__ import annotations
 
 import math
-from itertools import product
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpeq.nn.layer import UnitLayer, by_unit, trains
+from dpeq.nn.correlate import Geometry, filter_gradients
+from dpeq.nn.layer import UnitLayer, per_field_sums, trains
 
 __all__ = ["StandardizedConv"]
 
@@ -34,7 +33,7 @@ class StandardizedConv(UnitLayer):
         in_channels: channels of the input ``[N, in_channels, *spatial]``.
         out_channels: channels of the output.
         kernel_size: edge of the filter.
-        stride: step between outputs.
+        stride: step between outputs, the same along every axis.
         padding: zeros around the input; by default what keeps the size of the map at stride 1 and an odd kernel.
         dilation: step between the taps of the filter.
         bias: one shift per output channel.
@@ -61,16 +60,15 @@ class StandardizedConv(UnitLayer):
             raise ValueError(f"dim is {dim}; images have 2 or 3 spatial axes.")
         if in_channels * kernel_size**dim < 2:
             raise ValueError("a filter of a single tap cannot be standardised; use a larger kernel or more channels.")
-        self.dim, self.in_channels, self.out_channels = dim, in_channels, out_channels
-        self.kernel_size, self.stride, self.dilation, self.eps = kernel_size, stride, dilation, eps
-        self.padding = dilation * (kernel_size - 1) // 2 if padding is None else padding
+        self.geometry = Geometry.of(dim, kernel_size, stride, padding, dilation)
+        self.in_channels, self.out_channels, self.eps = in_channels, out_channels, eps
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *[kernel_size] * dim))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.reset_parameters()
 
     @property
     def fan_in(self) -> int:
-        return self.in_channels * self.kernel_size**self.dim
+        return math.prod(self.weight.shape[1:])
 
     def reset_parameters(self) -> None:
         """Standard deviation ``1 / sqrt(fan_in)``: standardisation makes the filter what it is, so this only sets how
@@ -92,13 +90,12 @@ class StandardizedConv(UnitLayer):
         return (flat - mean) * inverse_std, inverse_std
 
     def forward(self, x: Tensor) -> Tensor:
-        convolution = F.conv2d if self.dim == 2 else F.conv3d
         kernel = self.filter()
         if self.per_unit and self.training and (trains(self.bias) or x.requires_grad):
             kernel = kernel.detach()  # the output still requires a gradient, and nobody reads the batch's
-        y = convolution(x, kernel, stride=self.stride, padding=self.padding, dilation=self.dilation)
+        y = self.geometry.convolve(x, kernel)
         # Added outside the convolution: oneDNN computes the filter's gradient along with the bias's.
-        return y if self.bias is None else y + self.bias.view(1, -1, *[1] * self.dim)
+        return y if self.bias is None else y + self.bias.view(1, -1, *[1] * self.geometry.dim)
 
     def per_unit_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> dict[nn.Parameter, Tensor]:
         """See :meth:`UnitLayer.per_unit_gradients`.
@@ -111,36 +108,16 @@ class StandardizedConv(UnitLayer):
         if self.weight.requires_grad:
             with torch.no_grad():
                 standard, inverse_std = self._standardised()
-                g = self._filter_gradients(x, grad_output, views) / math.sqrt(self.fan_in)
+                g = filter_gradients(x, grad_output, self.geometry, views) / math.sqrt(self.fan_in)
                 along = (g * standard).mean(dim=2, keepdim=True)
                 g = (g - g.mean(dim=2, keepdim=True) - standard * along) * inverse_std
             gradients[self.weight] = g.view(-1, *self.weight.shape)
         if self.bias is not None and self.bias.requires_grad:
-            units = x.shape[0] // views
-            gradients[self.bias] = grad_output.flatten(2).sum(2).view(units, views, self.out_channels).sum(1)
+            gradients[self.bias] = per_field_sums(grad_output, self.out_channels, views).flatten(1)
         return gradients
-
-    def _filter_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> Tensor:
-        """Per-unit gradients of the standardised filter, ``[units, out_channels, fan_in]``."""
-        units, k = x.shape[0] // views, self.kernel_size
-        rows = by_unit(grad_output.flatten(2), views)
-        if self.dim == 2:
-            columns = F.unfold(x, k, dilation=self.dilation, padding=self.padding, stride=self.stride)
-            return torch.bmm(rows, by_unit(columns, views).transpose(1, 2))
-        # In 3D unfolding would hold k^3 copies of the input: one tap at a time costs the same arithmetic.
-        padded = F.pad(x, [self.padding] * 6)
-        result = x.new_empty(units, self.out_channels, self.in_channels, k**3)
-        for number, tap in enumerate(product(range(k), repeat=3)):
-            window = [
-                slice(t * self.dilation, t * self.dilation + self.stride * (size - 1) + 1, self.stride)
-                for t, size in zip(tap, grad_output.shape[2:], strict=True)
-            ]
-            seen = padded[:, :, window[0], window[1], window[2]].flatten(2)
-            result[..., number] = torch.bmm(rows, by_unit(seen, views).transpose(1, 2))
-        return result.flatten(2)
 
     def extra_repr(self) -> str:
         return (
-            f"{self.in_channels} -> {self.out_channels}, dim={self.dim}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, bias={self.bias is not None}"
+            f"{self.in_channels} -> {self.out_channels}, dim={self.geometry.dim}, {self.geometry.describe()}, "
+            f"bias={self.bias is not None}"
         )

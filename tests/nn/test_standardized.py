@@ -48,10 +48,13 @@ def test_gradients_per_unit_equal_single_sample_autograd(dim, stride, views, uni
     ("kernel_size", "stride", "padding", "dilation", "bias"),
     [(1, 2, 0, 1, False), (3, 1, 0, 2, True), (5, 2, 1, 1, False), (2, 2, 0, 1, True), (3, 3, 2, 2, True)],
 )
-def test_gradients_per_unit_for_every_geometry(dim, kernel_size, stride, padding, dilation, bias):
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "bias": bias}
-    layer = StandardizedConv(dim, 3, 2, kernel_size, **options)
-    assert_gradients_agree(layer, torch.randn(4, 3, *SPATIAL[dim]), views=2)
+def test_outputs_and_gradients_per_unit_for_every_geometry(dim, kernel_size, stride, padding, dilation, bias):
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    layer = StandardizedConv(dim, 3, 2, kernel_size, **options, bias=bias)
+    x = torch.randn(4, 3, *SPATIAL[dim])
+    convolution = F.conv2d if dim == 2 else F.conv3d
+    torch.testing.assert_close(layer(x), convolution(x, layer.filter(), layer.bias, **options))
+    assert_gradients_agree(layer, x, views=2)
 
 
 @pytest.mark.parametrize("dim", [2, 3])
