@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
 __all__ = ["UnitLayer", "by_unit", "per_field_sums", "trains"]
 
 
-class UnitLayer(nn.Module):
+class UnitLayer(nn.Module, ABC):
     """A layer that can say the gradient of each privacy unit on its own.
 
     Attributes:
@@ -21,6 +22,7 @@ class UnitLayer(nn.Module):
     views: int = 1
     per_unit: bool = False
 
+    @abstractmethod
     def per_unit_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> dict[nn.Parameter, Tensor]:
         """Gradients of the summed loss, per unit.
 
@@ -32,7 +34,6 @@ class UnitLayer(nn.Module):
         Returns:
             for every trainable parameter a tensor ``[units, *parameter.shape]``, summed over the unit's rows.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say its gradients per unit.")
 
 
 def by_unit(x: Tensor, views: int) -> Tensor:
