@@ -57,10 +57,10 @@ class KernelBasis:
 
     @property
     def inverse(self) -> Tensor | None:
-        """``[blocks * columns, repetitions]``: where in the kernel each free value is used."""
+        """``[repetitions, blocks * columns]``: where in the kernel each free value is used."""
         if self.index is None:
             return None
-        return torch.argsort(self.index, stable=True).view(self.blocks * self.matrix.shape[1], -1)
+        return torch.argsort(self.index, stable=True).view(self.blocks * self.matrix.shape[1], -1).T.contiguous()
 
     def dense(self) -> Tensor:
         """All basis kernels ``[n, out_size * in_size * taps]``; for tests and small fields."""

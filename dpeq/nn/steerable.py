@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from dpeq.errors import ConfigError
 from dpeq.groups import SymmetryGroup
 from dpeq.nn.basis import kernel_basis
-from dpeq.nn.correlate import Geometry, filter_gradients
+from dpeq.nn.correlate import Geometry
 from dpeq.nn.fields import FieldType
 from dpeq.nn.layer import UnitLayer, per_field_sums, trains
+from dpeq.nn.pullback import fold_filter_gradients, gradients_by_element, pays_by_element
 
 __all__ = ["SteerableConv", "check_symmetric_stride"]
 
@@ -127,21 +128,17 @@ class SteerableConv(UnitLayer):
 
     def per_unit_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> dict[nn.Parameter, Tensor]:
         """See :class:`UnitLayer`: the filter's gradient per unit, then the chain rule through the basis."""
-        out_type, in_type = self.out_type, self.in_type
-        units = x.shape[0] // views
         gradients: dict[nn.Parameter, Tensor] = {}
         if self.weight.requires_grad:
-            blocks = filter_gradients(x, grad_output, self.geometry, views)
-            pairs = units * out_type.fields * in_type.fields
-            window = self.kernel_size**self.dim
-            blocks = blocks.view(units, out_type.fields, out_type.size, in_type.fields, in_type.size * window)
-            blocks = blocks.transpose(2, 3).reshape(pairs, out_type.size * in_type.size * window)
-            if self.inverse is not None:
-                blocks = blocks[:, self.inverse].sum(dim=-1)
-            coefficients = blocks.view(-1, self.basis.shape[1]) @ self.basis.T
-            gradients[self.weight] = coefficients.view(units, *self.weight.shape)
+            x = x.to(grad_output.dtype)  # under autocast the layer computed in the type of its output
+            given = (x, grad_output, self.in_type, self.out_type, self.geometry)
+            basis = self.basis.to(x.dtype)
+            if pays_by_element(*given):
+                gradients[self.weight] = gradients_by_element(*given, basis, views)
+            else:
+                gradients[self.weight] = fold_filter_gradients(*given, basis, views, self.inverse)
         if self.bias is not None and trains(self.bias):
-            gradients[self.bias] = per_field_sums(grad_output, out_type.fields, views) @ self.invariant.T
+            gradients[self.bias] = per_field_sums(grad_output, self.out_type.fields, views) @ self.invariant.T
         return gradients
 
     def plain(self) -> nn.Module:
