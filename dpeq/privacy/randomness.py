@@ -2,8 +2,8 @@
 
 torch's CPU generator keeps 32 bits of its seed, few enough to search; so the coins and the noise of a run come from the
 ChaCha20 key stream (RFC 8439) under a 256-bit key. Every (use, step) has a nonce of its own: streams never overlap, and
-a step's noise depends on nothing that happened before it. What this does not do is defend against attacks on
-floating-point noise itself (Mironov, CCS 2012).
+a step's noise depends on nothing that happened before it. :meth:`Stream.normal` does not defend against attacks on
+floating-point noise itself (Mironov, CCS 2012); :mod:`dpeq.privacy.gaussian` does.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 
 __all__ = ["Randomness", "Stream"]
 
-Use = Literal["sampling", "views", "noise"]
-_USES: tuple[Use, ...] = ("sampling", "views", "noise")
+Use = Literal["sampling", "views", "noise", "augment"]
+_USES: tuple[Use, ...] = ("sampling", "views", "noise", "augment")
 
 
 class Stream:
@@ -32,6 +32,10 @@ class Stream:
     def __init__(self, key: bytes, nonce: bytes) -> None:
         # The cryptography package takes the 32-bit block counter and the 96-bit nonce as one block of 16 bytes.
         self._encryptor = Cipher(algorithms.ChaCha20(key, bytes(4) + nonce), mode=None).encryptor()
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """``[count]`` words of 64 random bits."""
+        return np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8")
 
     def uniform(self, *shape: int) -> Tensor:
         """float64, uniform on a grid of 2^53 points strictly inside (0, 1)."""
@@ -44,7 +48,7 @@ class Stream:
 
     def _uniform(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         count = int(np.prod(shape, dtype=np.int64))
-        words = np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8")
+        words = self.words(count)
         # The middle of one of 2^53 cells: never 0 or 1, which inversion would turn into infinities.
         return (((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53).reshape(shape)
 

@@ -17,6 +17,7 @@ def test_key_stream_is_chacha20_of_rfc_8439():
     )
     raw = Cipher(algorithms.ChaCha20(key, bytes(4) + nonce), mode=None).encryptor().update(bytes(128))
     assert raw[64:] == expected
+    assert Stream(key, nonce).words(16).tolist() == [int.from_bytes(raw[i : i + 8], "little") for i in range(0, 128, 8)]
     words = np.frombuffer(raw, dtype="<u8") >> np.uint64(11)
     assert torch.equal(Stream(key, nonce).uniform(16), torch.from_numpy((words.astype(float) + 0.5) * 2.0**-53))
 
@@ -50,6 +51,11 @@ def test_a_stream_goes_on_where_it_ended():
     whole = Randomness.create(1).stream("noise", 1).uniform(10)
     pieces = Randomness.create(1).stream("noise", 1)
     assert torch.equal(torch.cat([pieces.uniform(3), pieces.uniform(7)]), whole)
+    pieces = Randomness.create(1).stream("noise", 1)
+    assert pieces.words(0).shape == (0,)
+    words = np.concatenate([pieces.words(3), pieces.words(1)])
+    assert torch.equal(torch.from_numpy(((words >> np.uint64(11)).astype(float) + 0.5) * 2.0**-53), whole[:4])
+    assert torch.equal(pieces.uniform(6), whole[4:])
 
 
 def test_keys_from_the_operating_system_are_256_bits_and_never_shown():
