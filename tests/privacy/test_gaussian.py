@@ -106,7 +106,7 @@ def test_numbers_of_one_stream_are_independent(draws):
 
 
 def test_steps_uses_and_keys_are_independent():
-    streams = [stream(0, step, use) for use in ("sampling", "views", "noise") for step in (1, 2, 2**33)]
+    streams = [stream(0, step, use) for use in ("sampling", "views", "noise", "augment") for step in (1, 2, 2**33)]
     x = np.stack([discrete_gaussian(50_000, s) for s in [*streams, stream(1)]]) / SCALE
     for values in (x, np.abs(x)):
         correlation = np.corrcoef(values) - np.eye(len(x))

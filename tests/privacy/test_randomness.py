@@ -37,7 +37,7 @@ def test_normals_are_standard_normal_out_to_the_tails():
 
 def test_streams_are_distinct_by_key_use_and_step():
     random = Randomness.create(1)
-    streams = [random.stream(use, step) for use in ("sampling", "views", "noise") for step in (1, 2, 2**33)]
+    streams = [random.stream(use, step) for use in ("sampling", "views", "noise", "augment") for step in (1, 2, 2**33)]
     streams.append(Randomness.create(2).stream("noise", 1))
     draws = torch.stack([s.normal(20_000) for s in streams])
     correlation = torch.corrcoef(draws) - torch.eye(len(draws))
