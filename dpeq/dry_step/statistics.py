@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
+
+from dpeq.dry_step.findings import Finding
+from dpeq.nn.norm import divisor_near
 
 __all__ = ["set_statistics_aside"]
 
 
-def set_statistics_aside(model: nn.Module) -> dict[str, tuple[str, str, str]]:
+def set_statistics_aside(model: nn.Module) -> dict[str, Finding]:
     """Replaces, in place, norms with running statistics by stand-ins without, and makes other buffers plain attributes.
 
     Returns:
-        for every layer that was changed the verdict "refused", why, and the mend.
+        for every layer that was changed the verdict "refused", with why and the mend.
     """
-    found: dict[str, tuple[str, str, str]] = {}
+    found: dict[str, Finding] = {}
     norms = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
-    groups = _common_divisor([layer.num_features for layer in norms.values()])
+    # The most groups, up to 8, that divide the channels of every batch norm: one setting often serves all.
+    groups = divisor_near(math.gcd(*(layer.num_features for layer in norms.values())), 8)
     for name, layer in norms.items():
-        found[name] = (
+        found[name] = Finding(
             "refused",
             "batch norm mixes the units of a batch and keeps statistics that no noise covers",
             f'use group norm: with MONAI norm=("group", {{"num_groups": {groups}}}), in a recipe '
@@ -37,15 +43,10 @@ def set_statistics_aside(model: nn.Module) -> dict[str, tuple[str, str, str]]:
                 constant = layer._buffers.pop(key)
                 object.__setattr__(layer, key, constant)
         why = f"it keeps numbers in buffers ({', '.join(statistics)}), which no noise covers if they follow the data"
-        found[name] = ("refused", why, mend)
+        found[name] = Finding("refused", why, mend)
     return found
 
 
 def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
     if name:  # a network that is nothing but a norm stays as it is, and is refused as a whole
         model.set_submodule(name, layer)
-
-
-def _common_divisor(channels: list[int]) -> int:
-    """The most norm groups, up to 8, that divide the channels of every batch norm: one setting often serves all."""
-    return max((d for d in range(1, 9) if all(c % d == 0 for c in channels)), default=1)

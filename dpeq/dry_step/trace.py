@@ -10,6 +10,9 @@ from torch import Tensor, nn
 __all__ = ["Trace", "first_to_mix", "near", "tensors_in"]
 
 
+Passage = tuple[str, list[Tensor], list[Tensor]]  # a layer's name, what went in, what came out
+
+
 class Trace:
     """Watches a forward pass: who is running, how often each was called and, if asked, what went in and came out."""
 
@@ -17,7 +20,7 @@ class Trace:
         self.model, self.keep = model, keep
         self.running: list[str] = []
         self.calls: dict[str, int] = {}
-        self.seen: list[tuple[str, list[Tensor], list[Tensor]]] = []
+        self.seen: list[Passage] = []
         self.output: list[Tensor] = []
         self.handles: list[Any] = []
 
@@ -45,13 +48,13 @@ class Trace:
             self.calls[name] = self.calls.get(name, 0) + 1
             if self.keep:
                 # Copies: an in-place layer behind would overwrite them.
-                kept = [[t.detach().clone() for t in tensors_in(value)] for value in (inputs, output)]
-                self.seen.append((name, *kept))  # type: ignore[arg-type]
+                before, after = ([t.detach().clone() for t in tensors_in(value)] for value in (inputs, output))
+                self.seen.append((name, before, after))
 
         return hook
 
 
-def first_to_mix(a: list[Any], b: list[Any], rows: int, views: int) -> str:
+def first_to_mix(a: list[Passage], b: list[Passage], rows: int, views: int) -> str:
     """The innermost layer whose first unit came out changed although it went in the same."""
 
     def mine(tensors: list[Tensor]) -> list[Tensor]:
