@@ -32,12 +32,14 @@ from dpeq.data.images import ImageSet
 from dpeq.evaluation.predict import predict_units
 from dpeq.models.cost import count_macs
 from dpeq.models.family import FamilySpec
-from dpeq.privacy.clipping import PlanOptimizer, UnitGradSampleModule
+from dpeq.privacy.clipping import UnitGradSampleModule
 from dpeq.privacy.ledger import Ledger
+from dpeq.privacy.optimizer import PlanOptimizer
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Randomness
-from dpeq.training.loop import OptimizerSettings, train
-from dpeq.training.run import load_data, make_plan, prepare
+from dpeq.training.loop import train
+from dpeq.training.run import load_data, make_plan, optimizer_settings, prepare
+from dpeq.training.state import OptimizerSettings
 
 Widths = tuple[int, int, int]
 NARROW, SMALL, MIDDLE, WIDE = (4, 8, 16), (8, 16, 32), (12, 24, 48), (20, 40, 80)
@@ -125,8 +127,7 @@ def measure(task: Task, seeds: list[int], cache: Path, data_root: Path | None, r
     prepared = prepare(config)
     plan = make_plan(prepared)
     splits = load_data(prepared)
-    t = config.training
-    settings = OptimizerSettings(t.lr, t.momentum, t.ema_decay, t.physical_units, t.decay_lr)
+    settings = optimizer_settings(config)
     specs = [(kind, widths, network(task, kind, widths)) for kind, all_ in task.widths.items() for widths in all_]
     aucs = []
     for kind, widths, spec in track(specs, f"training on {task.recipe}", console=Console(stderr=True)):

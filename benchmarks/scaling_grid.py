@@ -35,8 +35,9 @@ from dpeq.models.family import BASE, Compound, FamilySpec, scaled
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Randomness
-from dpeq.training.loop import OptimizerSettings, train
-from dpeq.training.run import load_data, make_plan, prepare
+from dpeq.training.loop import train
+from dpeq.training.run import load_data, make_plan, optimizer_settings, prepare
+from dpeq.training.state import OptimizerSettings
 
 DEPTHS, WIDTHS, RESOLUTIONS, ORDERS = (1.0, 1.4, 2.0), (1.0, 1.25, 1.5, 2.0, 2.5), (1.0, 1.2, 1.4), (1.0, 2.0, 4.0)
 BUDGET, TOLERANCE = 4.0, 0.15
@@ -96,8 +97,7 @@ def measure(seeds: list[int], cache: Path, data_root: Path | None) -> list[dict[
     config = load_config("pneumoniamnist", overrides, data_root=data_root)
     prepared = prepare(config)
     plan, splits = make_plan(prepared), load_data(prepared)
-    t = config.training
-    settings = OptimizerSettings(t.lr, t.momentum, t.ema_decay, t.physical_units, t.decay_lr)
+    settings = optimizer_settings(config)
     base, all_ = candidates(prepared.shape)
     rows = []
     for candidate in track([Candidate(1.0, 1.0, 1.0, 1.0), *all_], "training", console=Console(stderr=True)):

@@ -16,8 +16,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from dpeq.data.augment import AugmentConfig
 from dpeq.errors import ConfigError
 from dpeq.resources import room
 
@@ -77,21 +79,59 @@ class PrivacyConfig(_Section):
     expected_batch_size: int = Field(ge=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     views: int = Field(default=1, ge=1)
+    clipping: Literal["fixed", "automatic", "per_layer"] = "fixed"
+    sampling: str = "poisson"
     sample_rate: float | None = Field(default=None, gt=0, le=1)
     public_units: int | None = Field(default=None, ge=1)  # default: the number the card publishes
 
+    @field_validator("sampling")
+    @classmethod
+    def _poisson_alone(cls, sampling: str) -> str:
+        if sampling != "poisson":
+            raise PydanticCustomError(
+                "sampling",
+                "The accountant's epsilon holds for independent coins of one rate alone, which shuffling and weighted "
+                "sampling are not; use poisson, and weigh classes by training.class_weights",
+            )
+        return sampling
+
 
 class TrainingConfig(_Section):
-    """The optimiser and the machine."""
+    """The optimiser and the machine; see :class:`dpeq.training.state.OptimizerSettings`."""
 
     lr: float = Field(gt=0)
+    optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = Field(default=0.0, ge=0, lt=1)
-    decay_lr: bool = False
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    class_weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None  # public constants, one per class
     physical_units: int = Field(default=64, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    rng: Literal["secure", "seeded"] | None = None  # default: seeded where there is a seed
     seed: int | None = Field(default=None, ge=0)  # None: keyed by the operating system
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)
+    checkpoint_every: int = Field(default=10, ge=1)  # logical steps
+    log_private_metrics: bool = False  # training loss, gradient norms, clipped fraction: computed without noise
+
+    @model_validator(mode="after")
+    def _rng_and_seed_agree(self) -> TrainingConfig:
+        if self.rng == "seeded" and self.seed is None:
+            raise PydanticCustomError("seed", "rng is seeded, so give training.seed")
+        if self.rng == "secure" and self.seed is not None:
+            raise PydanticCustomError(
+                "seed", "rng is secure, so take training.seed away: whoever knows it knows the noise"
+            )
+        return self
+
+
+class TrackingConfig(_Section):
+    """Where the curves of a run go while it runs."""
+
+    tensorboard: bool = True
+    mlflow: bool = False  # wants the extra dpeq[mlflow]
+    mlflow_uri: str | None = None  # default: MLFLOW_TRACKING_URI, or a local store beside the runs
 
 
 class EvaluationConfig(_Section):
@@ -109,7 +149,9 @@ class RunConfig(_Section):
     model: ModelConfig
     privacy: PrivacyConfig
     training: TrainingConfig
+    augment: AugmentConfig = AugmentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = (), *, data_root: Path | None = None) -> RunConfig:
@@ -197,6 +239,8 @@ def _sentence(error: ValidationError, path: Path) -> str:
     if first["type"] == "missing":
         return f"{where} is missing in {path}; add it."
     message = first["msg"][0].lower() + first["msg"][1:]
+    if isinstance(first["input"], dict):  # of a whole section, whose values would be too much
+        return f"{where} in {path}: {message}."
     return f"{where} is {first['input']!r} in {path}; {message}."
 
 

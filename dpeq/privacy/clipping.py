@@ -1,12 +1,8 @@
-"""Per-unit gradients and their clipped, noised sum, on Opacus' parts.
+"""Per-unit gradients by Opacus' hooks.
 
 A *unit* is what the guarantee protects: an image, or a patient. It is shown as ``views`` consecutive rows of the batch
 (several images, or augmentations), whose gradients are averaged **before** clipping, so that a unit's influence on the
 sum is at most ``max_grad_norm`` however many views it has (De et al. 2022, arXiv 2204.13650, section 3).
-
-    theta <- step((1/B) * (sum_u clip_C(mean_k grad loss(view_uk)) + sigma * C * xi))
-
-All constants come from the :class:`~dpeq.privacy.plan.PrivacyPlan`; none is ever derived from the data.
 """
 
 from __future__ import annotations
@@ -18,16 +14,12 @@ import torch
 import torch.nn.functional as F
 from opacus.grad_sample import GradSampleModule, register_grad_sampler
 from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
-from opacus.optimizers import DPOptimizer
-from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
 from torch import Tensor, nn
 
 from dpeq.errors import ConfigError
 from dpeq.nn import UNIT_LAYERS, UnitLayer
-from dpeq.privacy.plan import PrivacyPlan
-from dpeq.privacy.randomness import Stream
 
-__all__ = ["LayerError", "PlanOptimizer", "UnitGradSampleModule"]
+__all__ = ["LayerError", "UnitGradSampleModule"]
 
 GradSampler = Callable[[nn.Module, list[Tensor], Tensor], dict[nn.Parameter, Tensor]]
 
@@ -198,11 +190,23 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
         module.max_batch_len = rows // self.views  # the length of grad_sample, in units
         return activations, backprops
 
-    def backward(self, logits: Tensor, labels: Tensor) -> None:
-        """Back-propagates the cross-entropy, summed over units and averaged over each unit's views."""
+    def backward(self, logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+        """Back-propagates the cross-entropy, summed over units and averaged over each unit's views.
+
+        Args:
+            logits: ``[units * views, classes]``.
+            labels: int64 ``[units * views]``.
+            class_weights: public constants ``[classes]`` that multiply a row's loss; there is no division by their sum
+                over the batch, which would tie units together.
+
+        Returns:
+            the loss. **Private**: it is computed from the data and covered by no noise.
+        """
         for p in self._module.parameters():
             p.grad = None  # compared with the units' below
-        loss = F.cross_entropy(logits, labels, reduction="sum") / self.views
+        # Single precision at least: under autocast the logits are halves.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = F.cross_entropy(logits, labels, class_weights, reduction="sum") / self.views
         loss.backward()  # type: ignore[no-untyped-call]
         self._check_second_runs()
         units = len(labels) // self.views
@@ -217,6 +221,7 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
                     f"Parameter '{name}' got {found} for {units} units; every row of the batch must stay one row, and "
                     "every trainable parameter must be used."
                 )
+        return loss.detach()
 
     def _check_second_runs(self) -> None:
         """What torch.func ran again must be what ran: autograd's gradient is the sum of the units'."""
@@ -238,86 +243,3 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
                 layer.views, layer.per_unit = 1, False
         module: nn.Module = self._module
         return module
-
-
-class PlanOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
-    """Opacus' optimiser under a plan: :meth:`accumulate` after every physical batch, :meth:`finish` once per step.
-
-    The sum of clipped gradients does not depend on how the logical batch was cut; the normaliser is the plan's public
-    ``expected_batch_size``; a step with no units at all still adds its noise and counts.
-
-    Args:
-        optimizer: any torch optimiser over the trainable parameters.
-        plan: gives sigma, C and B, together.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, plan: PrivacyPlan) -> None:
-        super().__init__(
-            optimizer,
-            noise_multiplier=plan.noise_multiplier,
-            max_grad_norm=plan.max_grad_norm,
-            expected_batch_size=plan.expected_batch_size,
-            loss_reduction="mean",
-        )
-        self.plan = plan
-
-    def clip_and_accumulate(self) -> None:
-        """Adds ``sum_u clip_C(g_u)`` to ``summed_grad``; a unit whose gradient is not finite contributes zero.
-
-        Opacus would multiply such a gradient by a factor of zero, and zero times infinity poisons the whole sum.
-        """
-        samples = [self._get_flat_grad_sample(p) for p in self.params]
-        per_parameter = [
-            torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.promote_types(g.dtype, torch.float32))
-            for g in samples
-        ]
-        norms = torch.linalg.vector_norm(torch.stack(per_parameter), dim=0)
-        finite = norms.isfinite()
-        # min(1, C / norm), written so that it neither divides by zero nor needs a fudge in the denominator.
-        factor = torch.where(finite, self.max_grad_norm / norms.clamp(min=self.max_grad_norm), torch.zeros_like(norms))
-        all_finite = bool(finite.all())
-        for p, sample in zip(self.params, samples, strict=True):
-            _check_processed_flag(p.grad_sample)
-            # Sums in half precision round by more than a unit weighs.
-            wide = torch.promote_types(p.dtype, torch.float32)
-            flat = sample.flatten(1).to(wide)
-            if not all_finite:
-                flat = torch.where(finite[:, None], flat, torch.zeros_like(flat))
-            clipped = (factor.to(wide) @ flat).view(p.shape)
-            p.summed_grad = clipped if p.summed_grad is None else p.summed_grad + clipped
-            _mark_as_processed(p.grad_sample)
-
-    def accumulate(self) -> None:
-        """Clips and sums the per-unit gradients of one physical batch, then frees them."""
-        self.clip_and_accumulate()
-        for p in self.params:
-            p.grad_sample = None
-            p.grad = None
-
-    def finish(self, noise: Stream) -> None:
-        """Adds the noise, divides by B and steps; called exactly once per logical step, whatever was sampled.
-
-        Args:
-            noise: this step's stream, and no other step's.
-        """
-        std = self.plan.noise_multiplier * self.plan.max_grad_norm
-        for p in self.params:
-            total = torch.zeros_like(p) if p.summed_grad is None else p.summed_grad
-            if std > 0:
-                # Drawn in float64 on the processor, whatever the device and type of the parameters.
-                total = (total.double() + std * noise.normal(*p.shape).to(p.device)).to(p.dtype)
-            p.grad = total.to(p.dtype)
-        self.scale_grad()
-        self.original_optimizer.step()
-        for p in self.params:
-            p.summed_grad = None
-            p.grad = None
-
-    def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Refused: Opacus' own step would draw the noise from torch's generator, whose key is 32 bits long."""
-        raise RuntimeError("call accumulate() after each physical batch and finish(noise) once per step, not step().")
-
-    def scale_grad(self) -> None:
-        """Divides by the public expected batch size, however many physical batches or units there were."""
-        for p in self.params:
-            p.grad /= self.plan.expected_batch_size

@@ -18,11 +18,12 @@ from typing import Any, Literal, get_args
 from dpeq.errors import BudgetError, ConfigError
 from dpeq.privacy import accounting
 
-__all__ = ["Neighbouring", "PrivacyPlan", "Sampling", "Unit", "calibrate"]
+__all__ = ["Clipping", "Neighbouring", "PrivacyPlan", "Sampling", "Unit", "calibrate"]
 
 Unit = Literal["image", "patient"]
 Neighbouring = Literal["add_remove_one_unit"]
 Sampling = Literal["poisson"]
+Clipping = Literal["fixed", "automatic", "per_layer"]
 
 # Which entry of PrivacyPlan.epsilon a plan of each accountant rests on.
 _SPENT = {"prv": "prv_upper", "opacus_prv": "opacus_prv", "rdp": "rdp"}
@@ -37,7 +38,8 @@ class PrivacyPlan:
     ``epsilon_target`` may be infinite: then nothing is private, ``noise_multiplier`` is 0 and ``accountant`` "none".
     ``delta`` and ``epsilon_target`` hold for adding or removing one ``unit``. ``sample_rate`` is the Poisson rate per
     unit and step, ``expected_batch_size`` (units) the normaliser, ``max_grad_norm`` the clipping norm C of a unit's
-    mean gradient over its ``views``, and the noise per step has standard deviation ``noise_multiplier`` * C.
+    mean gradient over its ``views``, and the noise per step has standard deviation ``noise_multiplier`` * C. In every
+    way of ``clipping`` (:func:`dpeq.privacy.optimizer.clip_factors`) a unit moves the sum by at most C.
     ``public_units`` is the published number of training units. ``accountant`` ("prv", "opacus_prv", "rdp", "none")
     names the upper bound the plan rests on, ``accountant_note`` says why it is not prv-accountant's. ``mu`` is
     :func:`dpeq.privacy.accounting.gdp_mu`. ``epsilon`` holds what each accountant answered: prv_lower, prv_estimate,
@@ -58,6 +60,7 @@ class PrivacyPlan:
     views: int = 1
     neighbouring: Neighbouring = "add_remove_one_unit"
     sampling: Sampling = "poisson"
+    clipping: Clipping = "fixed"
     accountant: str = "none"
     accountant_note: str | None = None
     mu: float | None = None
@@ -71,6 +74,7 @@ class PrivacyPlan:
         _literal("unit", self.unit, get_args(Unit))
         _literal("neighbouring", self.neighbouring, get_args(Neighbouring))
         _literal("sampling", self.sampling, get_args(Sampling))
+        _literal("clipping", self.clipping, get_args(Clipping))
         self._check_public_constants()
         self._check_accounts()
 
@@ -196,6 +200,7 @@ def calibrate(
     unit: Unit,
     sample_rate: float | None = None,
     views: int = 1,
+    clipping: Clipping = "fixed",
 ) -> PrivacyPlan:
     """The plan with (nearly) the least noise whose *upper* bound on epsilon meets the target.
 
@@ -217,6 +222,7 @@ def calibrate(
         "max_grad_norm": max_grad_norm,
         "views": views,
         "public_units": public_units,
+        "clipping": clipping,
     }
     # The non-private plan checks every public constant before the slow part begins.
     checked = PrivacyPlan(epsilon_target=math.inf, noise_multiplier=0.0, **constants)

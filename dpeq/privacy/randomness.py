@@ -2,8 +2,7 @@
 
 torch's CPU generator keeps 32 bits of its seed, few enough to search; so the coins and the noise of a run come from the
 ChaCha20 key stream (RFC 8439) under a 256-bit key. Every (use, step) has a nonce of its own: streams never overlap, and
-a step's noise depends on nothing that happened before it. :meth:`Stream.normal` does not defend against attacks on
-floating-point noise itself (Mironov, CCS 2012); :mod:`dpeq.privacy.gaussian` does.
+a step's noise depends on nothing that happened before it. :mod:`dpeq.privacy.gaussian` makes noise of them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
-from scipy.special import ndtri
 from torch import Tensor
 
 __all__ = ["Randomness", "Stream"]
@@ -40,11 +38,6 @@ class Stream:
     def uniform(self, *shape: int) -> Tensor:
         """float64, uniform on a grid of 2^53 points strictly inside (0, 1)."""
         return torch.from_numpy(self._uniform(shape))
-
-    def normal(self, *shape: int) -> Tensor:
-        """float64, standard normal, by inversion: tails reach beyond 8 standard deviations."""
-        values: NDArray[np.float64] = ndtri(self._uniform(shape))
-        return torch.from_numpy(values)
 
     def _uniform(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         count = int(np.prod(shape, dtype=np.int64))

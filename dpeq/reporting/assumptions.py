@@ -137,8 +137,9 @@ def _assumptions(source: RunDirectory) -> list[tuple[Kind, str, str]]:
         (
             "Faithful arithmetic and chance",
             "The proof is about real numbers and true chance. The program draws coins and noise from a cryptographic "
-            "generator (ChaCha20) and adds them in floating-point numbers; attacks on the latter (Mironov, CCS 2012) "
-            "are outside the guarantee.",
+            "generator (ChaCha20). Noise is a discrete Gaussian, added in whole numbers, which closes the attacks on "
+            "floating-point noise (Mironov, CCS 2012); gradients are computed in floating-point numbers, and clipped a "
+            "little below the norm to make room for their rounding. Who can time single steps is outside the guarantee.",
         )
     )
     return [("assumption", title, text) for title, text in found]

@@ -7,7 +7,8 @@ import time
 import torch
 from torch import nn
 
-from dpeq.privacy.clipping import PlanOptimizer, UnitGradSampleModule
+from dpeq.privacy.clipping import UnitGradSampleModule
+from dpeq.privacy.optimizer import PlanOptimizer
 from dpeq.privacy.plan import PrivacyPlan
 
 __all__ = ["estimate_seconds"]

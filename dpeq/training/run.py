@@ -11,7 +11,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,9 +23,11 @@ from torch import nn
 
 from dpeq.advice import warnings_for
 from dpeq.config import RunConfig, write_config
+from dpeq.data.augment import redundant
 from dpeq.data.cards import Card, VolumeSettings, load_card
 from dpeq.data.images import ImageSet
 from dpeq.data.load import image_shape, load_splits
+from dpeq.data.views import Augment
 from dpeq.dry_step import require_trainable
 from dpeq.errors import ConfigError, DataError
 from dpeq.evaluation.metrics import evaluate_predictions
@@ -36,12 +38,24 @@ from dpeq.models.spec import ModelSpec
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan, calibrate
 from dpeq.privacy.randomness import Randomness
-from dpeq.training.loop import OptimizerSettings, train
+from dpeq.training.loop import train
 from dpeq.training.provenance import environment, peak_memory_mib
+from dpeq.training.state import OptimizerSettings
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["Finished", "Observer", "Prepared", "Silent", "choose_device", "make_folder", "make_plan", "prepare", "run"]
+__all__ = [
+    "Finished",
+    "Observer",
+    "Prepared",
+    "Silent",
+    "choose_device",
+    "make_folder",
+    "make_plan",
+    "optimizer_settings",
+    "prepare",
+    "run",
+]
 
 
 class Observer(Protocol):
@@ -104,10 +118,20 @@ def prepare(config: RunConfig) -> Prepared:
     spec = resolve_spec(ModelChoice(**config.model.model_dump()), shape, len(card.classes))
     # Wrong norm groups and the like are found here, before data or budget is touched.
     build_model(spec, shape[0], len(card.classes), seed=0)
+    weights = config.training.class_weights
+    if weights is not None and len(weights) != len(card.classes):
+        raise ConfigError(
+            f"training.class_weights has {len(weights)} numbers for the {len(card.classes)} classes of {card.name}; "
+            "give one per class."
+        )
     warnings = warnings_for(card, spec.group, spec.restriction, card.classes)
+    if not config.augment.off:
+        warnings = [*warnings, *redundant(config.augment, spec.group, spec.restriction)]
     for warning in warnings:
         _log.warning("%s", warning)
-    return Prepared(config, card, spec, d.unit or card.unit, volume, shape, tuple(warnings))
+    prepared = Prepared(config, card, spec, d.unit or card.unit, volume, shape, tuple(warnings))
+    _augment(prepared)  # refuses views that such images cannot have
+    return prepared
 
 
 def make_plan(prepared: Prepared) -> PrivacyPlan:
@@ -128,7 +152,26 @@ def make_plan(prepared: Prepared) -> PrivacyPlan:
         unit=prepared.unit,  # type: ignore[arg-type]  # a literal, checked by the plan
         sample_rate=p.sample_rate,
         views=p.views,
+        clipping=p.clipping,
     )
+
+
+def optimizer_settings(config: RunConfig) -> OptimizerSettings:
+    """The public constants of the optimiser that a configuration asks for."""
+    t = config.training
+    names = [f.name for f in fields(OptimizerSettings)]
+    return OptimizerSettings(**{name: getattr(t, name) for name in names})
+
+
+def _augment(prepared: Prepared) -> Augment | None:
+    config = prepared.config.augment
+    if config.off:
+        return None
+    # Images are stored [y, x] and their pixels are square; volumes [x, y, z].
+    spacing = None if prepared.volume is None else prepared.volume.spacing
+    augment = Augment(config, len(prepared.shape) - 1, spacing)
+    augment.check(prepared.shape[1:])
+    return augment
 
 
 def choose_device(wish: str) -> torch.device:
@@ -186,7 +229,7 @@ def run(
     if isinstance(prepared.spec, ForeignSpec):
         observer.stage("Making one dry private step")
         require_trainable(model, prepared.shape, len(prepared.card.classes), plan.views)
-    settings = OptimizerSettings(t.lr, t.momentum, t.ema_decay, t.physical_units, t.decay_lr)
+    settings = optimizer_settings(config)
     observer.stage("Training")
     with Ledger.create(folder / "ledger.jsonl", plan) as ledger:
         result = train(
@@ -197,7 +240,9 @@ def run(
             settings,
             randomness,
             device=device,
-            on_step=lambda step: observer.stepped(step, plan),
+            augment=_augment(prepared),
+            after_step=lambda state, record: observer.stepped(record.step, plan),
+            log_private_metrics=t.log_private_metrics,
         )
     lap("train")
     observer.stage("Evaluating")
@@ -216,7 +261,7 @@ def run(
         "stopped": None,
         "non_private": not plan.private,
         "warnings": list(prepared.warnings),
-        "log_private_metrics": False,
+        "log_private_metrics": config.training.log_private_metrics,
         **environment(device),
         "model": describe_model(config.model.name, prepared.spec, model, prepared.shape),
         "data": _describe_data(prepared, splits, _fingerprint_key(out)),

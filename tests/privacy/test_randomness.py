@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-from scipy import stats
 
 from dpeq.privacy.randomness import Randomness, Stream
 
@@ -22,27 +21,14 @@ def test_key_stream_is_chacha20_of_rfc_8439():
     assert torch.equal(Stream(key, nonce).uniform(16), torch.from_numpy((words.astype(float) + 0.5) * 2.0**-53))
 
 
-def test_normals_are_standard_normal_out_to_the_tails():
-    n = 400_000
-    z = Randomness.create(0).stream("noise", 1).normal(n).numpy()
-    assert stats.kstest(z, "norm").pvalue > 1e-4
-    assert abs(z.mean()) < 4.5 / math.sqrt(n)
-    assert z.std() == pytest.approx(1, rel=4.5 / math.sqrt(2 * n))
-    assert abs(stats.skew(z)) < 4.5 * math.sqrt(6 / n)
-    assert abs(stats.kurtosis(z)) < 4.5 * math.sqrt(24 / n)
-    for threshold in (3.0, 4.0):
-        expected = n * 2 * stats.norm.sf(threshold)
-        assert abs((abs(z) > threshold).sum() - expected) < 4.5 * math.sqrt(expected) + 1
-
-
 def test_streams_are_distinct_by_key_use_and_step():
     random = Randomness.create(1)
     streams = [random.stream(use, step) for use in ("sampling", "views", "noise", "augment") for step in (1, 2, 2**33)]
     streams.append(Randomness.create(2).stream("noise", 1))
-    draws = torch.stack([s.normal(20_000) for s in streams])
+    draws = torch.stack([s.uniform(20_000) for s in streams])
     correlation = torch.corrcoef(draws) - torch.eye(len(draws))
     assert float(correlation.abs().max()) < 5 / math.sqrt(20_000)
-    assert torch.equal(random.stream("noise", 2).normal(5), Randomness.create(1).stream("noise", 2).normal(5))
+    assert torch.equal(random.stream("noise", 2).uniform(5), Randomness.create(1).stream("noise", 2).uniform(5))
     with pytest.raises(ValueError, match="count from 1"):
         random.stream("noise", -1)
 

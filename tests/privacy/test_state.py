@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dpeq.dry_step import require_trainable
 from dpeq.errors import ConfigError
-from dpeq.privacy.clipping import PlanOptimizer, UnitGradSampleModule
+from dpeq.privacy.clipping import UnitGradSampleModule
+from dpeq.privacy.optimizer import PlanOptimizer
 from dpeq.privacy.plan import calibrate
 from dpeq.privacy.randomness import Randomness
 from dpeq.privacy.state import StateGuard
@@ -178,8 +179,8 @@ def test_half_precision_does_not_round_a_unit_beyond_the_clipping_norm(dtype):
         for part in torch.linspace(9, 30, 9, dtype=dtype).expand(rows, 9).split(16):
             wrapped.backward(wrapped(part), worst.expand(len(part)))
             optimizer.accumulate()
-        total = torch.cat([p.summed_grad.flatten().double() for p in model.parameters()])
-        optimizer.finish(Randomness.create(0).stream("noise", 1))
+        total = optimizer.take_sum()
+        optimizer.apply(optimizer.noised(total, Randomness.create(0).stream("noise", 1)))
         assert all(p.dtype == dtype for p in model.parameters())
         return total
 

@@ -27,6 +27,7 @@ PLAN = {
     "views": 4,
     "neighbouring": "add_remove_one_unit",
     "sampling": "poisson",
+    "clipping": "fixed",
     "accountant": "prv",
     "accountant_note": None,
     "mu": 1.931135,

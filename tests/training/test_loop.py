@@ -13,10 +13,12 @@ from dpeq.data.sampling import UnitViews, poisson_sample
 from dpeq.errors import BudgetError, ConfigError
 from dpeq.models.registry import build_model
 from dpeq.models.resnet9 import ResNet9Spec
+from dpeq.privacy.gaussian import LOG_SCALE, discrete_gaussian
 from dpeq.privacy.ledger import Ledger, read_ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Randomness
-from dpeq.training.loop import OptimizerSettings, train
+from dpeq.training.loop import StepRecord, train
+from dpeq.training.state import OptimizerSettings, TrainingState
 
 CPU = torch.device("cpu")
 SPEC = ResNet9Spec("C4", "none", (1, 1, 2), (1, 1, 1), stem_pool=True)
@@ -86,7 +88,7 @@ def test_the_loop_is_the_equation(tmp_path, momentum, sigma):
             each = unit_gradients_by_autograd(model, data.images[rows], data.labels[rows], p.views)
             for vector in torch.cat([g.flatten(1) for g in each.values()], dim=1):
                 total += vector * min(1.0, p.max_grad_norm / float(vector.norm()))
-        noise = random.stream("noise", step + 1).normal(len(total))
+        noise = torch.from_numpy(discrete_gaussian(len(total), random.stream("noise", step + 1))) * 2.0**-LOG_SCALE
         total += (sigma * p.max_grad_norm * noise).float()
         velocity = momentum * velocity + total / p.expected_batch_size
         weights = flat(model) - 0.5 * velocity
@@ -108,15 +110,15 @@ def test_every_step_is_in_the_ledger_before_it_is_taken(tmp_path):
     """When a step dies in its first moment the ledger has it already."""
     p = plan()
 
-    def die(step: int) -> None:
-        if step == 2:
+    def die(state: TrainingState, record: StepRecord) -> None:
+        if record.step == 2:
             raise RuntimeError("power cut")
 
     model = build_model(SPEC, 1, 2, seed=0)
     broken = dataclasses.replace(patients())
     with Ledger.create(tmp_path / "l.jsonl", p) as ledger:
         with pytest.raises(RuntimeError, match="power cut"):
-            train(model, broken, p, ledger, OptimizerSettings(0.1), Randomness.create(0), device=CPU, on_step=die)
+            train(model, broken, p, ledger, OptimizerSettings(0.1), Randomness.create(0), device=CPU, after_step=die)
         assert ledger.steps == 2
     bad_forward = build_model(SPEC, 1, 2, seed=0)
     bad_forward.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("read error")))
@@ -163,7 +165,7 @@ def test_a_half_spent_ledger_is_not_continued_with_fresh_weights(tmp_path):
     p = plan()
     with Ledger.create(tmp_path / "l.jsonl", p) as ledger:
         ledger.spend(1)
-        with pytest.raises(ConfigError, match="start a new run"):
+        with pytest.raises(ConfigError, match="resume that run"):
             train(
                 build_model(SPEC, 1, 2, 0),
                 patients(),
@@ -176,12 +178,12 @@ def test_a_half_spent_ledger_is_not_continued_with_fresh_weights(tmp_path):
 
 
 def test_a_network_can_be_trained_again_after_a_step_that_failed(tmp_path):
-    def fail(step: int) -> None:
+    def fail(state: TrainingState, record: StepRecord) -> None:
         raise RuntimeError("stop")
 
     model, p = build_model(SPEC, 1, 2, 0), plan()
     with Ledger.create(tmp_path / "a.jsonl", p) as ledger, pytest.raises(RuntimeError, match="stop"):
-        train(model, patients(), p, ledger, OptimizerSettings(0.1), Randomness.create(0), device=CPU, on_step=fail)
+        train(model, patients(), p, ledger, OptimizerSettings(0.1), Randomness.create(0), device=CPU, after_step=fail)
     with Ledger.create(tmp_path / "b.jsonl", p) as ledger:
         assert train(model, patients(), p, ledger, OptimizerSettings(0.1), Randomness.create(0), device=CPU).steps == 4
 
