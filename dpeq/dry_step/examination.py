@@ -13,7 +13,8 @@ from dpeq.dry_step.gradients import EngineGradient, compare, engine_gradients, p
 from dpeq.dry_step.independence import check_gradients_in_training, check_outputs
 from dpeq.dry_step.statistics import set_statistics_aside
 from dpeq.errors import ConfigError
-from dpeq.privacy.clipping import PlanOptimizer, UnitGradSampleModule
+from dpeq.privacy.clipping import UnitGradSampleModule
+from dpeq.privacy.optimizer import PlanOptimizer
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Randomness
 

@@ -36,14 +36,14 @@ class Stream:
         return np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8")
 
     def uniform(self, *shape: int) -> Tensor:
-        """float64, uniform on a grid of 2^53 points strictly inside (0, 1)."""
+        """float64, uniform on a grid of 2^52 points strictly inside (0, 1)."""
         return torch.from_numpy(self._uniform(shape))
 
     def _uniform(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
         count = int(np.prod(shape, dtype=np.int64))
         words = self.words(count)
-        # The middle of one of 2^53 cells: never 0 or 1, which inversion would turn into infinities.
-        return (((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53).reshape(shape)
+        # The middle of one of 2^52 cells: never 0 or 1 (of 2^53 cells the last middle would round to 1).
+        return (((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52).reshape(shape)
 
 
 @dataclass(frozen=True)

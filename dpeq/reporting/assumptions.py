@@ -139,7 +139,8 @@ def _assumptions(source: RunDirectory) -> list[tuple[Kind, str, str]]:
             "The proof is about real numbers and true chance. The program draws coins and noise from a cryptographic "
             "generator (ChaCha20). Noise is a discrete Gaussian, added in whole numbers, which closes the attacks on "
             "floating-point noise (Mironov, CCS 2012); gradients are computed in floating-point numbers, and clipped a "
-            "little below the norm to make room for their rounding. Who can time single steps is outside the guarantee.",
+            "little below the norm to make room for their rounding. Whoever can time single steps is outside the "
+            "guarantee.",
         )
     )
     return [("assumption", title, text) for title, text in found]

@@ -17,8 +17,8 @@ def test_key_stream_is_chacha20_of_rfc_8439():
     raw = Cipher(algorithms.ChaCha20(key, bytes(4) + nonce), mode=None).encryptor().update(bytes(128))
     assert raw[64:] == expected
     assert Stream(key, nonce).words(16).tolist() == [int.from_bytes(raw[i : i + 8], "little") for i in range(0, 128, 8)]
-    words = np.frombuffer(raw, dtype="<u8") >> np.uint64(11)
-    assert torch.equal(Stream(key, nonce).uniform(16), torch.from_numpy((words.astype(float) + 0.5) * 2.0**-53))
+    words = np.frombuffer(raw, dtype="<u8") >> np.uint64(12)
+    assert torch.equal(Stream(key, nonce).uniform(16), torch.from_numpy((words.astype(float) + 0.5) * 2.0**-52))
 
 
 def test_streams_are_distinct_by_key_use_and_step():
@@ -40,7 +40,7 @@ def test_a_stream_goes_on_where_it_ended():
     pieces = Randomness.create(1).stream("noise", 1)
     assert pieces.words(0).shape == (0,)
     words = np.concatenate([pieces.words(3), pieces.words(1)])
-    assert torch.equal(torch.from_numpy(((words >> np.uint64(11)).astype(float) + 0.5) * 2.0**-53), whole[:4])
+    assert torch.equal(torch.from_numpy(((words >> np.uint64(12)).astype(float) + 0.5) * 2.0**-52), whole[:4])
     assert torch.equal(pieces.uniform(6), whole[4:])
 
 
@@ -58,3 +58,9 @@ def test_seeds_that_agree_in_their_low_bits_differ():
     """torch's own generator keeps 32 bits of a seed; this one keeps all of them."""
     a, b = (Randomness.create(s).stream("noise", 1).uniform(4) for s in (5, 5 + 2**32))
     assert not torch.equal(a, b)
+
+
+def test_the_last_cell_is_not_rounded_to_one(monkeypatch):
+    stream = Randomness.create(0).stream("noise", 1)
+    monkeypatch.setattr(Stream, "words", lambda self, count: np.full(count, 2**64 - 1, dtype=np.uint64))
+    assert float(stream.uniform(1)) < 1
