@@ -4,7 +4,7 @@ A kernel between fields with representations rho_in and rho_out must satisfy K(g
 (Weiler & Cesa 2019; Cesa, Lang & Weiler 2022). Three ways lead to an orthonormal basis of the solutions:
 
 - Between scalars and regular fields of a group that keeps the grid, the solution is a group convolution (Cohen &
-  Welling 2016): one free function psi on the kernel's taps per element, K[h, g](x) = psi[h^-1 g](h^-1 x). Nothing is
+  Welling 2016): one free function psi on the kernel's taps per element, K[h, g](x) = psi[h^-1 g](g^-1 x). Nothing is
   solved and nothing large is stored, only the index of the free value behind each tap.
 - For other representations of such a group, random kernels are averaged over the group, which projects onto the
   solutions.
@@ -103,9 +103,9 @@ def _group_convolution(
     blocks = order if len(outputs) == len(inputs) == order else 1
     index = np.empty((len(outputs), len(inputs), count), dtype=np.int64)
     for h, g in product(outputs, inputs):
-        # to scalars, the element that moves the taps is the input's: K[g](x) = psi(g^-1 x)
+        # from scalars, the element that moves the taps is the output's: K[h](x) = psi(h^-1 x)
         relative = group.product(group.inverse(h), g) if blocks > 1 else 0
-        index[h, g] = relative * count + moves[h if out_name == "regular" else g]
+        index[h, g] = relative * count + moves[h if in_name == "trivial" else g]
     scale = 1 / np.sqrt(order)
     return KernelBasis(torch.from_numpy(taps * scale), blocks, torch.from_numpy(index.ravel()))
 

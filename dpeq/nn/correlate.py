@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dpeq.nn.layer import by_unit
 
-__all__ = ["Geometry", "filter_gradients", "taps_of"]
+__all__ = ["Geometry", "convolve_for_units", "filter_gradients", "grouped_filter_gradients", "taps_of"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Geometry:
         """Pixels that one window spans."""
         return self.dilation * (self.kernel_size - 1) + 1
 
-    def convolve(self, x: Tensor, kernel: Tensor, groups: int = 1) -> Tensor:
+    def convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
         convolution = F.conv2d if self.dim == 2 else F.conv3d
-        return convolution(x, kernel, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=groups)
+        return convolution(x, kernel, bias, self.stride, self.padding, self.dilation, groups)  # type: ignore[arg-type]
 
     def describe(self) -> str:
         stride = self.stride[0] if len(set(self.stride)) == 1 else self.stride
@@ -73,6 +73,37 @@ def taps_of(x: Tensor, geometry: Geometry, size: torch.Size | tuple[int, ...]) -
         )
         shifted.append(padded[(slice(None), slice(None), *window)])
     return shifted
+
+
+def convolve_for_units(x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry, anchor: Tensor) -> Tensor:
+    """A convolution whose backward pass stops at the input, for layers whose parameters are left to hooks.
+
+    Autograd would compute the whole batch's gradient of filter and bias, which nobody reads.
+
+    Args:
+        anchor: a parameter; the output requires a gradient where it does, also in a first layer, whose input does not.
+    """
+    if not anchor.requires_grad and not x.requires_grad:
+        return geometry.convolve(x, kernel, bias)
+    y: Tensor = _ToInput.apply(x, kernel.detach(), None if bias is None else bias.detach(), geometry, anchor)
+    return y
+
+
+class _ToInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry, anchor: Tensor) -> Tensor:
+        ctx.save_for_backward(kernel)
+        ctx.size, ctx.geometry = x.shape, geometry
+        return geometry.convolve(x, kernel, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # type: ignore[override]
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None
+        (kernel,) = ctx.saved_tensors
+        g = ctx.geometry
+        to_input = torch.nn.grad.conv2d_input if g.dim == 2 else torch.nn.grad.conv3d_input  # type: ignore[attr-defined]
+        return to_input(ctx.size, kernel.to(grad.dtype), grad, g.stride, g.padding, g.dilation), None, None, None, None
 
 
 def filter_gradients(x: Tensor, grad_output: Tensor, geometry: Geometry, views: int) -> Tensor:

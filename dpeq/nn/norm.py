@@ -96,13 +96,28 @@ class EquivariantGroupNorm(UnitLayer):
     def per_unit_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> dict[nn.Parameter, Tensor]:
         """See :class:`UnitLayer`; scale ``[units, fields]``, shift ``[units, fields, parts]``."""
         t = self.field_type
+        scaled, shifted = self._channel_gradients(x, grad_output)  # [rows, channels]
         gradients: dict[nn.Parameter, Tensor] = {}
         if self.weight is not None and self.weight.requires_grad:
-            product = self._normalise(x) * grad_output
-            gradients[self.weight] = per_field_sums(product, t.fields, views).sum(dim=2)
+            gradients[self.weight] = per_field_sums(scaled, t.fields, views).sum(dim=2)
         if self.bias is not None and self.bias.requires_grad:
-            gradients[self.bias] = per_field_sums(grad_output, t.fields, views) @ self.invariant.T
+            gradients[self.bias] = per_field_sums(shifted, t.fields, views) @ self.invariant.to(shifted.dtype).T
         return gradients
+
+    def _channel_gradients(self, x: Tensor, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a scale and a shift of every row's and channel's own: ``[rows, channels]`` each."""
+        x = x.detach().to(grad_output.dtype)
+        if not self.is_permutation or len(x) == 0:
+            return (self._normalise(x) * grad_output).flatten(2).sum(dim=2), grad_output.flatten(2).sum(dim=2)
+        # Rows side by side as channels of one row: torch's backward pass then gives each row's sums apart.
+        rows, channels = x.shape[:2]
+        with torch.enable_grad():
+            scale = x.new_ones(rows * channels, requires_grad=True)
+            shift = x.new_zeros(rows * channels, requires_grad=True)
+            # not F.group_norm, which refuses groups of one number
+            y = torch.group_norm(x.reshape(1, rows * channels, -1), rows * self.num_groups, scale, shift, self.eps)
+            scaled, shifted = torch.autograd.grad(y, (scale, shift), grad_output.reshape(y.shape))
+        return scaled.view(rows, channels), shifted.view(rows, channels)
 
     def plain(self) -> nn.Module:
         """The same map without dpeq: ``nn.GroupNorm`` for permutation fields."""

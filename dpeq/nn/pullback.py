@@ -2,9 +2,9 @@
 
 A group convolution's filter repeats each free value once per element, so the plain filter's gradient is |G| times as
 large as the coefficients'. On small maps with many channels, writing and folding it costs more than the arithmetic. The
-sum over elements can be taken inside the contraction instead: with ``K[h, g](x) = psi(h^-1 g)(h^-1 x)``,
+sum over elements can be taken inside the contraction instead: with ``K[h, g](x) = psi(h^-1 g)(g^-1 x)``,
 
-    d psi(g)(g t) = sum_h sum_z  (gradient of output h g^-1)(h z) * (input h)(h z + h t),
+    d psi(g)(t) = sum_h sum_z  (gradient of output h g^-1)(h z) * (input h)(h z + h t),
 
 a correlation whose batch are the elements h: inputs and output gradients as seen from every h. The price is |G| copies
 of the output gradients, little on small maps.
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dpeq.groups import SymmetryGroup
+from dpeq.nn.basis import kernel_basis
 from dpeq.nn.correlate import Geometry, filter_gradients, grouped_filter_gradients
 from dpeq.nn.fields import FieldType
 
@@ -57,7 +58,7 @@ def gradients_by_element(
     basis: Tensor,
     views: int,
 ) -> Tensor:
-    """Gradients of the coefficients per unit, ``[units, out_fields, in_fields, |G| * rows]``; see above.
+    """Gradients of the coefficients per unit, ``[units, out_fields, |G|, in_fields, rows]``; see above.
 
     Args:
         x: ``[units * views, in_channels, *spatial]``; :func:`pays_by_element` must hold.
@@ -67,9 +68,8 @@ def gradients_by_element(
     group, inside, outside = in_type.group, tuple(x.shape[2:]), tuple(grad_output.shape[2:])
     order, taps = len(group.elements), geometry.kernel_size**geometry.dim
     units, inputs, outputs = len(x) // views, in_type.fields, out_type.fields
-    found = x.new_empty(units, outputs, inputs, order * len(basis))
+    found = x.new_empty(units, outputs, order, inputs, len(basis))
     own, all_of_them = _own_seen(group, inside), _all_seen(group, outside)
-    unmoved = _unmoved(group, geometry.kernel_size, inputs)
     numbers = order * (inputs * math.prod(inside) + out_type.channels * math.prod(outside))
     chunk = max(1, _WORKING_SET // (views * numbers))
     for start in range(0, units, chunk):
@@ -87,8 +87,7 @@ def gradients_by_element(
             geometry,
             groups=count,
         )
-        free = correlated.view(count * outputs, -1).index_select(1, unmoved)
-        torch.mm(free.view(-1, taps), basis.T, out=found[start : start + count].view(-1, len(basis)))
+        _through(basis, correlated.view(-1, taps), found[start : start + count])
     return found
 
 
@@ -100,30 +99,49 @@ def fold_filter_gradients(
     geometry: Geometry,
     basis: Tensor,
     views: int,
-    inverse: Tensor | None,
 ) -> Tensor:
-    """The same by way of the plain filter's gradient, for any fields.
-
-    Args:
-        basis, inverse: of a :class:`~dpeq.nn.basis.KernelBasis`: ``[rows, columns]``, and where in the filter each free
-            value is used.
-    """
-    units, area = len(x) // views, out_type.size * in_type.size * geometry.kernel_size**geometry.dim
-    pairs = out_type.fields * in_type.fields
+    """The same for any fields, by way of the plain filter: ``[units, out_fields, blocks, in_fields, rows]``."""
+    units = len(x) // views
     rows, columns = basis.shape
-    free = area if inverse is None else inverse.shape[1]
-    found = x.new_empty(units, out_type.fields, in_type.fields, free // columns * rows)
+    uses = _uses(in_type, out_type.representation, geometry.kernel_size, x.device)
+    repeats, free = uses.shape
+    found = x.new_empty(units, out_type.fields, free // (in_type.fields * columns), in_type.fields, rows)
     # A GPU likes all units at once.
-    chunk = max(1, _WORKING_SET // (pairs * area)) if x.device.type == "cpu" else max(1, units)
+    chunk = max(1, _WORKING_SET // (out_type.fields * uses.numel())) if x.device.type == "cpu" else max(1, units)
     for start in range(0, units, chunk):
         part = slice(start * views, (start + chunk) * views)
-        whole = filter_gradients(x[part], grad_output[part], geometry, views)
-        by_pair = whole.reshape(-1, out_type.size, in_type.fields, area // out_type.size).transpose(1, 2)
-        by_pair = by_pair.reshape(-1, area)
-        if inverse is not None:
-            by_pair = by_pair.index_select(1, inverse.flatten()).view(-1, *inverse.shape).sum(dim=1)
-        torch.mm(by_pair.view(-1, columns), basis.T, out=found[start : start + chunk].view(-1, rows))
+        whole = filter_gradients(x[part], grad_output[part], geometry, views).reshape(-1, uses.numel())
+        folded = whole.index_select(1, uses.flatten()).view(-1, repeats, free)
+        _through(basis, folded.sum(dim=1).view(-1, columns), found[start : start + chunk])
     return found
+
+
+def _through(basis: Tensor, free: Tensor, out: Tensor) -> None:
+    """``free [n, columns]`` times the transposed basis, written to ``out`` (``n * rows`` numbers).
+
+    A product with few columns is slow; two rows at once, times the basis twice on a diagonal, are twice as fast.
+    """
+    twice = len(free) % 2 == 0 and basis.shape[1] < 16
+    matrix = (torch.block_diag(basis, basis) if twice else basis).T.contiguous()
+    torch.mm(free.view(-1, len(matrix)), matrix, out=out.view(-1, matrix.shape[1]))
+
+
+@cache
+def _uses(in_type: FieldType, out_name: str, kernel_size: int, device: torch.device) -> Tensor:
+    """Where in the filters ``[size, in_channels, taps]`` of one output field each free value is used.
+
+    ``[repeats, blocks * in_fields * columns]``.
+    """
+    group, taps = in_type.group, kernel_size**in_type.group.dim
+    basis = kernel_basis(group, in_type.representation, out_name, kernel_size)
+    size = FieldType(group, out_name, 1).size
+    # a place in the kernel [size, in_size, taps] of one pair of fields, and what lies before the next pair
+    inverse = torch.arange(size * in_type.size * taps)[None] if basis.inverse is None else basis.inverse
+    row, within = inverse // (in_type.size * taps), inverse % (in_type.size * taps)
+    places = row * in_type.channels * taps + within
+    fields = torch.arange(in_type.fields).view(1, 1, -1, 1) * in_type.size * taps
+    by_block = places.view(len(inverse), basis.blocks, 1, -1) + fields
+    return by_block.flatten(1).to(device=device, dtype=torch.int32)
 
 
 def _by_view(x: Tensor, views: int, fields: int) -> Tensor:
@@ -159,13 +177,3 @@ def _all_seen(group: SymmetryGroup, space: tuple[int, ...]) -> list[Tensor]:
         _seen(group, h, numbers[:, [group.product(h, group.inverse(g)) for g in group.elements]]).flatten()
         for h in group.elements
     ]
-
-
-@cache
-def _unmoved(group: SymmetryGroup, kernel_size: int, inputs: int) -> Tensor:
-    """Where ``[inputs, |G|, taps]``, tap t of element g, is found in ``[|G|, inputs, taps]``, its tap ``g^-1 t``."""
-    taps = kernel_size**group.dim
-    numbers = torch.arange(taps).view(1, 1, *[kernel_size] * group.dim)
-    moved = torch.stack([group.act_on_grid(numbers, g).flatten() for g in group.elements])  # (g f)(t) = f(g^-1 t)
-    g, i = torch.arange(len(group.elements)).view(1, -1, 1), torch.arange(inputs).view(-1, 1, 1)
-    return ((g * inputs + i) * taps + moved).flatten()

@@ -16,8 +16,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dpeq.nn.correlate import Geometry, filter_gradients
-from dpeq.nn.layer import UnitLayer, per_field_sums, trains
+from dpeq.nn.correlate import Geometry, convolve_for_units, filter_gradients
+from dpeq.nn.layer import UnitLayer, per_field_sums
 
 __all__ = ["StandardizedConv"]
 
@@ -90,12 +90,9 @@ class StandardizedConv(UnitLayer):
         return (flat - mean) * inverse_std, inverse_std
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.filter()
-        if self.per_unit and self.training and (trains(self.bias) or x.requires_grad):
-            kernel = kernel.detach()  # the output still requires a gradient, and nobody reads the batch's
-        y = self.geometry.convolve(x, kernel)
-        # Added outside the convolution: oneDNN computes the filter's gradient along with the bias's.
-        return y if self.bias is None else y + self.bias.view(1, -1, *[1] * self.geometry.dim)
+        if self.per_unit and self.training:
+            return convolve_for_units(x, self.filter(), self.bias, self.geometry, self.weight)
+        return self.geometry.convolve(x, self.filter(), self.bias)
 
     def per_unit_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> dict[nn.Parameter, Tensor]:
         """See :meth:`UnitLayer.per_unit_gradients`.

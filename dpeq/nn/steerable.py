@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dpeq.errors import ConfigError
 from dpeq.groups import SymmetryGroup
 from dpeq.nn.basis import kernel_basis
-from dpeq.nn.correlate import Geometry
+from dpeq.nn.correlate import Geometry, convolve_for_units
 from dpeq.nn.fields import FieldType
 from dpeq.nn.layer import UnitLayer, per_field_sums, trains
 from dpeq.nn.pullback import fold_filter_gradients, gradients_by_element, pays_by_element
@@ -43,7 +43,8 @@ class SteerableConv(UnitLayer):
             the whole orbit of a regular or quotient field, the scalar part of an irrep or Fourier field, if it has one.
 
     Attributes:
-        weight: coefficients ``[out_fields, in_fields, n_basis]``.
+        weight: coefficients ``[out_fields, blocks, in_fields, rows]``: of a group convolution one block per element,
+            otherwise one in all.
         bias: ``[out_fields, invariant parts]``, or None.
 
     Raises:
@@ -69,10 +70,10 @@ class SteerableConv(UnitLayer):
         basis = kernel_basis(in_type.group, in_type.representation, out_type.representation, kernel_size)
         # Constants of the architecture, not state: no buffers, because Opacus refuses layers that carry buffers.
         dtype = torch.get_default_dtype()
-        self.blocks, self.index, self.inverse = basis.blocks, basis.index, basis.inverse
+        self.index = basis.index
         self.basis = basis.matrix.to(dtype)
         self.invariant = torch.from_numpy(out_type.rep.invariant).to(dtype)
-        self.weight = nn.Parameter(torch.empty(out_type.fields, in_type.fields, basis.n))
+        self.weight = nn.Parameter(torch.empty(out_type.fields, basis.blocks, in_type.fields, len(basis.matrix)))
         has_bias = bias and len(self.invariant) > 0
         self.bias = nn.Parameter(torch.zeros(out_type.fields, len(self.invariant))) if has_bias else None
         self.reset_parameters()
@@ -87,7 +88,7 @@ class SteerableConv(UnitLayer):
 
     def reset_parameters(self) -> None:
         """He initialisation: filter taps get variance 2 / fan_in (He et al. 2015), through an orthonormal basis."""
-        n_basis = self.weight.shape[-1]
+        n_basis = self.weight[0, :, 0].numel()
         nn.init.normal_(self.weight, std=math.sqrt(2 * self.out_type.size / (n_basis * self.in_type.fields)))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -96,15 +97,15 @@ class SteerableConv(UnitLayer):
         """Lets the constants follow ``.to()``, ``.cuda()`` and ``.double()`` as buffers would."""
         super()._apply(fn, recurse)
         self.basis, self.invariant = fn(self.basis), fn(self.invariant)
-        if self.index is not None and self.inverse is not None:
-            self.index, self.inverse = fn(self.index), fn(self.inverse)
+        if self.index is not None:
+            self.index = fn(self.index)
         return self
 
     def filter(self) -> Tensor:
         """The plain convolution filter ``[out_channels, in_channels, *kernel]``."""
         out_type, in_type = self.out_type, self.in_type
-        pairs = out_type.fields * in_type.fields
-        kernels = (self.weight.view(pairs * self.blocks, -1) @ self.basis).view(pairs, -1)
+        free = (self.weight.flatten(0, 2) @ self.basis).view(*self.weight.shape[:3], -1)
+        kernels = free.transpose(1, 2).reshape(out_type.fields * in_type.fields, -1)
         if self.index is not None:
             kernels = kernels[:, self.index]
         kernels = kernels.view(out_type.fields, in_type.fields, out_type.size, in_type.size, -1)
@@ -117,14 +118,10 @@ class SteerableConv(UnitLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         check_symmetric_stride(self.in_type.group, self.geometry, x)
-        kernel = self.filter()
-        if self.per_unit and self.training and (x.requires_grad or trains(self.bias)):
-            # The hook takes the gradient of the filter per unit; autograd need not take it for the whole batch. The
-            # bias is added outside the convolution because oneDNN would compute both gradients together.
-            kernel = kernel.detach()
-        y = self.geometry.convolve(x, kernel)
-        bias = self.channel_bias()
-        return y if bias is None else y + bias.view(1, -1, *[1] * self.dim)
+        kernel, bias = self.filter(), self.channel_bias()
+        if self.per_unit and self.training:
+            return convolve_for_units(x, kernel, bias, self.geometry, self.weight)
+        return self.geometry.convolve(x, kernel, bias)
 
     def per_unit_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> dict[nn.Parameter, Tensor]:
         """See :class:`UnitLayer`: the filter's gradient per unit, then the chain rule through the basis."""
@@ -136,7 +133,7 @@ class SteerableConv(UnitLayer):
             if pays_by_element(*given):
                 gradients[self.weight] = gradients_by_element(*given, basis, views)
             else:
-                gradients[self.weight] = fold_filter_gradients(*given, basis, views, self.inverse)
+                gradients[self.weight] = fold_filter_gradients(*given, basis, views)
         if self.bias is not None and trains(self.bias):
             gradients[self.bias] = per_field_sums(grad_output, self.out_type.fields, views) @ self.invariant.T
         return gradients

@@ -75,7 +75,7 @@ def test_a_full_group_convolution_costs_the_plain_convolution_of_its_channels(na
     assert count_macs(layer, (order * n, *spatial)) == expected
     assert count_macs(layer.plain(), (order * n, *spatial)) == expected
     # An image uses every parameter |G| times per position where a plain convolution uses it once.
-    free_taps = layer.weight.shape[2] / order  # the band limit leaves fewer than all taps free
+    free_taps = layer.weight.shape[3]  # the band limit leaves fewer than all taps free
     assert expected / parameter_count(layer) == pytest.approx(order * math.prod(spatial) * taps / free_taps)
 
 

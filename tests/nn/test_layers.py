@@ -106,7 +106,7 @@ def test_filter_is_coefficients_times_basis_and_forward_a_plain_convolution():
     basis = kernel_basis(group("C4"), "regular", "regular", 3).dense().float().view(-1, 4, 4, 3, 3)
     for o in range(3):
         for i in range(2):
-            expected = sum(layer.weight[o, i, b] * basis[b] for b in range(len(basis)))
+            expected = sum(w * kernel for w, kernel in zip(layer.weight[o, :, i].flatten(), basis, strict=True))
             block = layer.filter()[4 * o : 4 * o + 4, 4 * i : 4 * i + 4]
             torch.testing.assert_close(block, expected)
     x = torch.randn(2, 8, 6, 6)

@@ -40,7 +40,7 @@ def test_both_ways_agree_with_autograd(name, space, kernel, views, padding, work
     grad = torch.randn(layer(x).shape, generator=generator, dtype=torch.float64)
     given = (x, grad, inner, outer, layer.geometry)
     by_element = gradients_by_element(*given, layer.basis, views)
-    folded = fold_filter_gradients(*given, layer.basis, views, layer.inverse)
+    folded = fold_filter_gradients(*given, layer.basis, views)
     for u in range(units):
         rows = slice(u * views, (u + 1) * views)
         (oracle,) = torch.autograd.grad((layer(x[rows]) * grad[rows]).sum(), layer.weight)
