@@ -1,7 +1,7 @@
 """The command line: doctor, models, index, plan, train, report, export, demo.
 
-Exit codes: 0 done, 2 bad usage or configuration, 3 data refused, 4 budget refused, 130 interrupted, 1 anything else. An
-error is one sentence; ``--debug`` adds the traceback.
+Exit codes: 0 done, 2 bad usage or configuration, 3 data refused, 4 budget refused, 130 stopped by Ctrl-C, 143 by
+SIGTERM, 1 anything else. An error is one sentence; ``--debug`` adds the traceback.
 """
 
 from __future__ import annotations
@@ -161,15 +161,33 @@ def plan(config: Config, overrides: Overrides = None, json: Json = False) -> Non
 
 @app.command()
 def train(
-    config: Config,
+    context: typer.Context,
+    config: Annotated[
+        str | None,
+        typer.Argument(help="A YAML file, or the name of a shipped recipe such as pneumoniamnist; not with --resume."),
+    ] = None,
     overrides: Overrides = None,
     data_root: DataRoot = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also train without noise, to compare.")] = False,
     runs: Runs = Path("runs"),
     reports: Reports = Path("privacy_reports"),
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with the unfinished run in this folder.")
+    ] = None,
 ) -> None:
     """Train privately, evaluate, and write the report."""
-    _train(config, overrides or [], data_root, baseline, runs, reports)
+    if resume is not None:
+        given = [*([config] if config is not None else []), *(overrides or [])]  # there is no CONFIG: all are overrides
+        if named := [word for word in given if "=" not in word]:
+            raise ConfigError(f"With --resume a run goes on with its own configuration; leave '{named[0]}' out.")
+        source = context.get_parameter_source("runs")
+        if source is not None and source.name != "DEFAULT":
+            raise ConfigError("With --resume a run goes on in its own folder; leave --runs out.")
+        _train(None, given, data_root, baseline, runs, reports, resume)
+    elif config is None:
+        raise ConfigError("Nothing says what to train; give a CONFIG, or --resume RUN.")
+    else:
+        _train(config, overrides or [], data_root, baseline, runs, reports)
 
 
 @app.command()
@@ -221,23 +239,49 @@ def export(
 
 
 def _train(
-    source: str, overrides: list[str], data_root: Path | None, baseline: bool, runs: Path, reports: Path
+    source: str | None,
+    overrides: list[str],
+    data_root: Path | None,
+    baseline: bool,
+    runs: Path,
+    reports: Path,
+    resume: Path | None = None,
 ) -> None:
-    from dpeq.config import load_config
+    if resume is not None:
+        from dpeq.training.start import resumed_config
 
-    config = load_config(source, overrides, data_root=data_root)  # before the seconds that the other imports take
+        config = resumed_config(resume, overrides, data_root=data_root)
+    else:
+        from dpeq.config import load_config
+
+        assert source is not None
+        config = load_config(source, overrides, data_root=data_root)  # before the seconds that the other imports take
     from dpeq.console import RichObserver, summary_table
+    from dpeq.interruption import GracefulStop
     from dpeq.pipeline import train_and_report
+    from dpeq.training.run import Interrupted
 
     command = shlex.join(["dpeq", *sys.argv[1:]])
+    stop = GracefulStop()
     try:
-        with RichObserver(_out) as observer:
+        with stop, RichObserver(_out) as observer:
             outcome = train_and_report(
-                config, runs=runs, reports=reports, command=command, baseline=baseline, observer=observer
+                config,
+                runs=runs,
+                reports=reports,
+                command=command,
+                baseline=baseline,
+                observer=observer,
+                resume=resume,
+                interruptible=stop,
             )
+    except Interrupted as interrupted:
+        _err.print(str(interrupted), soft_wrap=True)
+        raise typer.Exit(stop.exit_code) from None
     except KeyboardInterrupt:
-        _err.print("Interrupted; the steps in the run's ledger are spent.")
-        raise typer.Exit(130) from None
+        going_on = f"; go on with 'dpeq train --resume {stop.folder}'" if stop.folder is not None else ""
+        _err.print(f"Interrupted{going_on}.", soft_wrap=True)
+        raise typer.Exit(stop.exit_code) from None
     _out.print(summary_table(outcome.report))
     _out.print(f"Report: {outcome.html}", soft_wrap=True)
 

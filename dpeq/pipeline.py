@@ -16,7 +16,7 @@ from typing import Any
 from dpeq.config import RunConfig
 from dpeq.reporting.html import write_report
 from dpeq.reporting.model import build_report
-from dpeq.training.run import Observer, Silent, make_folder, run
+from dpeq.training.run import Interruptible, Observer, Silent, make_folder, run, uninterruptible
 
 __all__ = ["Outcome", "train_and_report"]
 
@@ -39,6 +39,8 @@ def train_and_report(
     command: str = "dpeq.pipeline.train_and_report",
     baseline: bool = False,
     observer: Observer | None = None,
+    resume: Path | None = None,
+    interruptible: Interruptible = uninterruptible,
 ) -> Outcome:
     """Trains ``config`` and writes the report to its run directory and to ``reports/<name>/``.
 
@@ -49,14 +51,18 @@ def train_and_report(
         command: recorded in the report.
         baseline: also train the same network on the same data without noise (clipped alike) and show it beside. That
             run has **no** privacy; its scores in the report are not covered by the guarantee, and the report says so.
+        resume, interruptible: see :func:`dpeq.training.run.run`; a baseline goes to the folder beside the resumed run.
     """
     observer = observer or Silent()
     private = not math.isinf(config.privacy.epsilon)
     # A run without privacy never takes the place of a private run's report.
     published = reports / (config.name if private else f"{config.name}-nonprivate")
-    make_folder(runs)
+    if resume is None:
+        make_folder(runs)
+    else:
+        runs = resume.parent
     make_folder(published)
-    finished = run(config, out=runs, command=command, observer=observer)
+    finished = run(config, out=runs, command=command, observer=observer, resume=resume, interruptible=interruptible)
     folder = finished.folder
     other = None
     if baseline and private:
@@ -64,7 +70,14 @@ def train_and_report(
         values["name"] = f"{config.name}-nonprivate"
         values["privacy"]["epsilon"] = math.inf
         twin = RunConfig.model_validate(values)
-        other = run(twin, out=runs, command=f"{command} (baseline)", observer=observer, splits=finished.splits).folder
+        other = run(
+            twin,
+            out=runs,
+            command=f"{command} (baseline)",
+            observer=observer,
+            splits=finished.splits,
+            interruptible=interruptible,
+        ).folder
     observer.stage("Writing the report")
     report = build_report(folder, companion=other)
     write_report(report, folder)

@@ -2,8 +2,9 @@
 
 One JSON object per line, in canonical form. ``prev`` is the SHA-256 of the line before (64 zeros on the first) and
 ``check`` the SHA-256 of the entry without ``check``: an edited, removed or swapped line is found and named. A chain
-cannot show that whole lines were cut from its *end*; the report therefore quotes :attr:`Ledger.head`. Each entry is
-fsync'd before the call returns, so a crash can only over-count: a spend may lack its step, never a step its spend.
+cannot show that whole lines were cut from its *end*; the report therefore quotes :attr:`Ledger.head`, and checkpoints
+the hash of their step's line (:meth:`Ledger.head_at`). Each entry is fsync'd before the call returns, so a crash can
+only over-count: a spend may lack its step, never a step its spend.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ class LedgerEntries(tuple[dict[str, Any], ...]):
     """Verified entries, first to last, with ``head`` (hash of the last line), ``steps`` (spent) and ``torn``.
 
     ``torn`` is None, or a sentence saying that a crash left an unfinished last line, which is not among the entries.
+    ``step_heads[k]`` is the hash of the line of step k, and of the plan's line for k = 0.
     """
 
     head: str
     steps: int
     torn: str | None
+    step_heads: tuple[str, ...]
     _size: int  # bytes that hold the entries: where a torn line begins
 
 
@@ -67,6 +70,7 @@ def read_ledger(path: Path | str) -> LedgerEntries:
 def _verify(path: Path | str, content: bytes) -> LedgerEntries:
     *lines, rest = content.split(b"\n")
     entries: list[dict[str, Any]] = []
+    step_heads: list[str] = []
     head, steps, allowed = _GENESIS, 0, 0
     for number, raw in enumerate(lines, start=1):
 
@@ -105,10 +109,13 @@ def _verify(path: Path | str, content: bytes) -> LedgerEntries:
                 raise damaged(f"spends step {entry.get('step')!r} where step {steps} of {allowed} was due")
         entries.append(entry)
         head = _sha256(line)
+        if entry["kind"] in ("plan", "step"):
+            step_heads.append(head)
     if not entries:
         raise DataError(f"Line 1 of the ledger {path} holds no complete plan; delete the file and start the run anew.")
     result = LedgerEntries(entries)
     result.head, result.steps, result._size = head, steps, len(content) - len(rest)
+    result.step_heads = tuple(step_heads)
     result.torn = None
     if rest:
         result.torn = f"Line {len(lines) + 1} was left unfinished ({len(rest)} bytes) by a crash and does not count."
@@ -122,7 +129,11 @@ class Ledger:
         self.path = path
         self.plan = plan
         self._descriptor: int | None = descriptor
-        self._head, self._steps = entries.head, entries.steps
+        self._head, self._step_heads = entries.head, list(entries.step_heads)
+        self._notes: list[dict[str, Any]] = []
+        self._tear = False
+        for entry in entries:
+            self._count(entry)
 
     @classmethod
     def create(cls, path: Path | str, plan: PrivacyPlan) -> Ledger:
@@ -155,9 +166,9 @@ class Ledger:
     def open(cls, path: Path | str, plan: PrivacyPlan) -> Ledger:
         """Continues an existing ledger.
 
-        A torn last line is cut off and noted as an entry of kind "torn". Raises :class:`ConfigError` when the file is
-        missing, is being written by another process, or belongs to another plan (naming the fields that differ), and
-        :class:`DataError` when it is damaged.
+        A torn last line is replaced by an entry of kind "torn" (see :attr:`tear`). Raises :class:`ConfigError` when the
+        file is missing, is being written by another process, or belongs to another plan (naming the fields that
+        differ), and :class:`DataError` when it is damaged.
         """
         path = Path(path)
         try:
@@ -176,16 +187,17 @@ class Ledger:
                 raise ConfigError(
                     f"The ledger {path} belongs to another plan (differs in {names}); open it with its own."
                 )
-            ledger = cls(path, descriptor, plan, entries)
             os.fchmod(descriptor, 0o600)
             os.lseek(descriptor, entries._size, os.SEEK_SET)
-            if entries.torn is not None:
-                os.ftruncate(descriptor, entries._size)
-                os.fsync(descriptor)
-                ledger.note("torn", detail=entries.torn)
         except BaseException:
             os.close(descriptor)
             raise
+        ledger = cls(path, descriptor, plan, entries)
+        if entries.torn is not None:
+            # Written over the unfinished line before the rest of that is cut: no crash in between forgets the tear.
+            ledger.note("torn", detail=entries.torn)
+            os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR))
+            os.fsync(descriptor)
         return ledger
 
     @property
@@ -196,7 +208,25 @@ class Ledger:
     @property
     def steps(self) -> int:
         """Steps spent so far."""
-        return self._steps
+        return len(self._step_heads) - 1
+
+    @property
+    def notes(self) -> tuple[dict[str, Any], ...]:
+        """All entries that are neither the plan nor a step, first to last."""
+        return tuple(self._notes)
+
+    @property
+    def tear(self) -> bool:
+        """Whether a line after the last spent step was torn.
+
+        If the disk kept what it promised, that line's step never ran. A disk that did not may have lost a line whose
+        step was taken: who draws fresh noise should count it as spent.
+        """
+        return self._tear
+
+    def head_at(self, step: int) -> str:
+        """SHA-256 of the line that spends ``step``, of the plan's line for step 0; it pins all lines before."""
+        return self._step_heads[step]
 
     def spend(self, step: int) -> None:
         """Records step ``step`` (from 1) durably; call it *before* the step runs, which may run only if this returns.
@@ -205,10 +235,10 @@ class Ledger:
         """
         if step > self.plan.steps:
             raise BudgetError(f"Step {step} is beyond the plan's {self.plan.steps} steps; stop, or make a larger plan.")
-        if isinstance(step, bool) or step != self._steps + 1:
-            raise BudgetError(f"Step {step} is out of turn; the ledger's next step is {self._steps + 1}.")
+        if isinstance(step, bool) or step != self.steps + 1:
+            raise BudgetError(f"Step {step} is out of turn; the ledger's next step is {self.steps + 1}.")
         self._append({"kind": "step", "step": step})
-        self._steps = step
+        self._step_heads.append(self._head)
 
     def note(self, kind: str, **fields: Any) -> None:
         """Records anything else worth keeping (a resume, a further run on the same data); ``fields`` must be JSON."""
@@ -234,6 +264,13 @@ class Ledger:
                 f"The ledger {self.path} could not be written ({error.strerror}); mend the disk, then train again."
             ) from error
         self._head = _sha256(line)
+        self._count(entry)
+
+    def _count(self, entry: dict[str, Any]) -> None:
+        if entry["kind"] not in ("plan", "step"):
+            self._notes.append(entry)
+        if entry["kind"] in ("step", "torn"):
+            self._tear = entry["kind"] == "torn"
 
     def close(self) -> None:
         """Releases the lock; harmless when already closed."""

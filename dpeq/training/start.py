@@ -1,0 +1,183 @@
+"""What a run began with, and whether it can go on from what lies in its folder.
+
+A step that is repeated costs nothing only if it is the same step: same data, same plan, same settings. ``start.json``
+holds all of these and is pinned by the ledger's first note; whatever differs on resuming is named and refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import dpeq
+from dpeq.config import RunConfig, load_config
+from dpeq.data.cards import Card
+from dpeq.errors import ConfigError, DataError
+from dpeq.privacy.ledger import Ledger
+from dpeq.training.files import write_durably
+
+__all__ = ["MACHINE_KEYS", "Start", "code_versions", "refuse_finished", "resumed_config", "settings_of"]
+
+FILE = "start.json"
+_FORMAT = 1
+
+MACHINE_KEYS = (
+    "training.device",
+    "training.threads",
+    "training.physical_units",
+    "training.checkpoint_every",
+    "tracking",
+    "data.root",
+    "data.manifest",
+)
+"""What may change when a run is resumed: it says where and how fast, not what. Data is recognised by its content."""
+
+
+def settings_of(config: RunConfig, card: Card) -> dict[str, Any]:
+    """Every setting that the result depends on, flat, by its dotted name; infinity is the string "inf"."""
+    flat = dict(_flatten("", config.model_dump(mode="json"))) | dict(_flatten("card.", card.model_dump(mode="json")))
+    kept = {k: v for k, v in flat.items() if not any(k == key or k.startswith(f"{key}.") for key in MACHINE_KEYS)}
+    kept["privacy.epsilon"] = str(config.privacy.epsilon)  # infinity is no JSON
+    return json.loads(json.dumps(kept, allow_nan=False))
+
+
+def code_versions() -> dict[str, str]:
+    """What must be the same for a step to be repeated to the last bit."""
+    return {"dpeq": dpeq.__version__, "torch": metadata.version("torch"), "numpy": metadata.version("numpy")}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run began with.
+
+    Attributes:
+        run: a random name, so that no two runs have the same ledger.
+        command, started: for the provenance.
+        rng, seed: kind of randomness; the key of a secure run is nowhere.
+        init_seed: of the initial weights, which are public.
+        plan_sha256: of the plan.
+        data_sha256: keyed fingerprint of all splits.
+        settings: :func:`settings_of` the configuration.
+        versions: :func:`code_versions`.
+    """
+
+    run: str
+    command: str
+    started: str
+    rng: str
+    seed: int | None
+    init_seed: int
+    plan_sha256: str
+    data_sha256: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+    @staticmethod
+    def new_name() -> str:
+        return secrets.token_hex(16)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(_canonical(asdict(self)).encode()).hexdigest()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint of this run carries."""
+        names = ("run", "plan_sha256", "data_sha256", "rng", "seed")
+        settings = hashlib.sha256(_canonical(self.settings).encode()).hexdigest()
+        return {name: getattr(self, name) for name in names} | {"config_sha256": settings}
+
+    def write(self, folder: Path) -> None:
+        write_durably(folder / FILE, (_canonical({"format": _FORMAT, **asdict(self)}) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Start:
+        """Raises :class:`ConfigError` when no run ever began in ``folder``, :class:`DataError` for a damaged file."""
+        path = folder / FILE
+        if not folder.is_dir():
+            raise ConfigError(f"There is no run folder {folder}; name the folder that training wrote.")
+        if not path.is_file() or not (folder / "ledger.jsonl").is_file():
+            raise ConfigError(
+                f"{folder} has no {FILE if not path.is_file() else 'ledger.jsonl'}, so no run can go on there; "
+                "train anew."
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop("format") != _FORMAT or values.keys() != {f.name for f in fields(cls)}:
+                raise ValueError("another format")
+        except (OSError, ValueError, AttributeError, KeyError) as error:
+            raise DataError(f"{path} cannot be used ({error}); restore it from a backup.") from error
+        return cls(**values)
+
+    def check_settings(self, config: RunConfig, card: Card) -> None:
+        """Raises :class:`ConfigError` naming the first setting that is not what it was."""
+        now = settings_of(config, card)
+        for key in sorted(now.keys() | self.settings.keys()):
+            if now.get(key) != self.settings.get(key):
+                raise ConfigError(
+                    f"{key} is {now.get(key)!r} but was {self.settings.get(key)!r} when the run began; only "
+                    f"{', '.join(MACHINE_KEYS[:-1])} and {MACHINE_KEYS[-1]} may change on resuming."
+                )
+
+    def check_data(self, fingerprint: str) -> None:
+        """Raises :class:`DataError` when the data is not what the run began with."""
+        if fingerprint != self.data_sha256:
+            raise DataError(
+                "The data is not what it was when the run began (its fingerprint differs); give the same data, or "
+                "train anew."
+            )
+
+    def check_ledger(self, ledger: Ledger) -> None:
+        """Raises :class:`DataError` unless ``ledger`` is this run's and ``self`` is what it was; binds an empty one."""
+        starts = [note for note in ledger.notes if note["kind"] == "start"]
+        if not starts and ledger.steps == 0:
+            ledger.note("start", sha256=self.sha256)  # the crash came before this line, and before any step
+        elif [note.get("sha256") for note in starts] != [self.sha256]:
+            raise DataError(
+                f"The ledger {ledger.path} does not belong to the {FILE} beside it: one of them was changed or "
+                "replaced; restore both from a backup."
+            )
+
+    def check_checkpoint(self, path: str, theirs: Mapping[str, Any]) -> None:
+        """Raises :class:`DataError` naming what a checkpoint disagrees on."""
+        for name, value in self.identity.items():
+            if theirs.get(name) != value:
+                raise DataError(
+                    f"The checkpoint {path} belongs to another run ({name} differs); put this run's own back, or "
+                    "delete it."
+                )
+
+
+def refuse_finished(folder: Path) -> None:
+    """Raises :class:`ConfigError` when there is nothing left to do in ``folder``."""
+    if (folder / "run.json").is_file():
+        raise ConfigError(
+            f"The run in {folder} is finished; 'dpeq report {folder}' writes its report, a new run needs a CONFIG."
+        )
+
+
+def resumed_config(folder: Path, overrides: list[str], *, data_root: Path | None = None) -> RunConfig:
+    """The configuration of an unfinished run, with overrides that :meth:`Start.check_settings` has yet to allow."""
+    Start.read(folder)
+    refuse_finished(folder)
+    return load_config(folder / "config.yaml", overrides, data_root=data_root)
+
+
+def _flatten(prefix: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat += _flatten(f"{prefix}{key}.", value)
+        else:
+            flat.append((f"{prefix}{key}", value))
+    return flat
+
+
+def _canonical(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
