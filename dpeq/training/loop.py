@@ -53,7 +53,7 @@ class StepRecord:
         lr: learning rate of this one.
         seconds: that it took.
         units_per_second: the plan's expected batch over ``seconds``; the true number of units is private.
-        private: only when private metrics were asked for.
+        private: only when private metrics were asked for, and on rank 0.
     """
 
     step: int
@@ -93,25 +93,34 @@ def train(
     """Trains ``model`` in place for all steps of the plan; an exhausted ledger leaves it as it is.
 
     Args:
-        ledger, randomness: on rank 0; None on every other rank.
+        ledger, randomness: on rank 0; None on every other rank, none of which may draw or spend.
         augment: makes the views of each sampled row; without it a view is an image as it is.
         ranks: the processes that share every step.
-        resume: puts the state of a checkpoint into the fresh one; a ledger that has steps needs it.
+        resume: puts the state of a checkpoint into the fresh one, on rank 0, from where the others get it; a ledger
+            that has steps needs it.
         after_step: called on every rank once a step is complete, to save or to show it.
         should_stop: asked on rank 0 between steps.
         log_private_metrics: fill :attr:`StepRecord.private`.
 
     Raises:
         BudgetError: from the ledger, before a step that the plan does not allow.
-        ConfigError: when the network cannot be trained privately, or plan, ledger and data do not belong together.
+        ConfigError: when the network cannot be trained privately, or plan, ledger and data do not belong together, or
+            the ranks were not given the same.
+        RankError: when another rank is gone.
     """
+    if ranks.leads == (ledger is None) or ranks.leads == (randomness is None):
+        raise ValueError("rank 0 holds the ledger and the key, and no other rank does.")
     _check(images, plan, ledger, resume is not None)
     started = time.monotonic()
     model.to(device).train()
+    if ranks.world > 1:
+        _agree(ranks, model, images, plan, settings, augment, log_private_metrics)
     ranks.align(model)
     state = TrainingState(model, plan, settings)
     if resume is not None:
         resume(state)
+    if ranks.world > 1:
+        _share(ranks, state)
     weights = None if settings.class_weights is None else torch.tensor(settings.class_weights, device=device)
     reproducible = randomness is not None and randomness.seed is not None
     deck = _Deck(images, plan, augment, repeats=resume is not None and reproducible)
@@ -137,8 +146,8 @@ def train(
                     logits = wrapped(x)
                 loss += wrapped.backward(logits, y, weights)
                 state.optimizer.accumulate()
+            guard.check()  # before the sum leaves this rank: what fails here ends the step for all
             total = ranks.add_up(state.optimizer.take_sum())
-            guard.check()
             if ranks.leads:
                 assert randomness is not None
                 total = state.optimizer.noised(total, randomness.stream("noise", hand.step))
@@ -220,7 +229,8 @@ class _Deck:
         step, stopped, rows = int(message[0]), bool(message[1]), message[2:]
         draws = None
         if self.augment is not None and step:
-            draws = Draws(ranks.tell(None).view(len(rows), -1) if len(rows) else torch.empty(0, 0))
+            values = ranks.tell(None)  # of no rows, too: rank 0 says it
+            draws = Draws(values.view(len(rows), -1) if len(rows) else values.view(0, 0))
         return _Hand(step, stopped, rows, draws)
 
 
@@ -244,11 +254,40 @@ def _check(images: ImageSet, plan: PrivacyPlan, ledger: Ledger | None, resumes: 
         )
 
 
+def _agree(
+    ranks: Ranks,
+    model: nn.Module,
+    images: ImageSet,
+    plan: PrivacyPlan,
+    settings: OptimizerSettings,
+    augment: Augment | None,
+    log_private_metrics: bool,
+) -> None:
+    """Refuses ranks that would not compute parts of the same sum, or would wait for each other in vain."""
+    ranks.agree("privacy plan", plan.sha256)
+    ranks.agree("training data", f"{images.sha256()} {images.n_units} {images.unit} {images.classes}")
+    views = None if augment is None else sorted(vars(augment).items())
+    ranks.agree("configuration", f"{settings} {views} {log_private_metrics}")
+    named = [*model.named_parameters(), *model.named_buffers()]
+    parts = [(name, tuple(t.shape), t.dtype, t.requires_grad) for name, t in named]
+    ranks.agree("network", f"{parts} {[(name, type(layer).__qualname__) for name, layer in model.named_modules()]}")
+
+
+def _share(ranks: Ranks, state: TrainingState) -> None:
+    """Gives every rank the state of rank 0, who alone has read a checkpoint."""
+    step = int(ranks.tell(torch.tensor([state.step]) if ranks.leads else None)[0])
+    tensors = ranks.hand_out(state.tensors() if ranks.leads else None)
+    if not ranks.leads:
+        state.restore(step, tensors)
+
+
 def _private_record(statistics: GradientStatistics | None, loss: Tensor, ranks: Ranks) -> PrivateRecord | None:
     if statistics is None:
         return None
     s = statistics
     mine = torch.tensor([s.units, float(loss), s.norms, s.clipped, s.not_finite], dtype=torch.float64)
-    units, lost, norms, clipped, not_finite = ranks.add_up(mine.to(ranks.device)).tolist()
+    units, lost, norms, clipped, not_finite = ranks.add_up(mine).tolist()
+    if not ranks.leads:
+        return None
     finite = max(1.0, units - not_finite)
     return PrivateRecord(int(units), lost / max(1.0, units), norms / finite, clipped / finite, int(not_finite))
