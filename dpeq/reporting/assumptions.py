@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from dpeq.reporting.guarantee import Spent
 from dpeq.reporting.rundir import RunDirectory
@@ -38,8 +38,10 @@ def _attention(source: RunDirectory, loss: Spent) -> list[tuple[Kind, str, str]]
         found.append(
             (
                 "Private quantities were logged",
-                "Training loss, gradient norms or similar values computed from the private data were written to the "
-                "log. The guarantee does not cover them: keep the log inside the house.",
+                f"Training loss, gradient norm, clipped fraction, number of sampled {plan.unit}s and of gradients that "
+                "are not finite were computed from the private data in every step. No noise covers them and neither "
+                "does the guarantee. They were shown where the run was started and lie in "
+                f"{_places(run)}; let none of that leave the house.",
             )
         )
     if loss.note:
@@ -90,6 +92,11 @@ def _attention(source: RunDirectory, loss: Spent) -> list[tuple[Kind, str, str]]
         )
     found.extend(("Warning of the run", str(text)) for text in run["warnings"])
     return [("attention", title, text) for title, text in found]
+
+
+def _places(run: dict[str, Any]) -> str:
+    """Where private quantities lie: what trackers wrote, and whatever kept the output of the run."""
+    return ", ".join([*map(str, run.get("tracking", ())), "any file that its output went to"])
 
 
 def _assumptions(source: RunDirectory) -> list[tuple[Kind, str, str]]:

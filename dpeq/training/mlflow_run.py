@@ -65,7 +65,7 @@ class MLflowRun:
         mlflow = import_mlflow()
         self._metric = mlflow.entities.Metric
         self._uri = _address(config, folder)
-        self.place = f"MLflow at {_without_password(self._uri)}"
+        self._place = f"MLflow at {_without_password(self._uri)}"
         self._pending: list[Any] = []
         self._wait, self._not_before = _FIRST_WAIT, 0.0
         self._failure: str | None = None
@@ -82,7 +82,7 @@ class MLflowRun:
                 "tracking.mlflow_uri, or set tracking.mlflow=false."
             ) from error
         if run_id is not None:
-            known.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
+            known.write_text(json.dumps({"run_id": run_id, "place": self._place}) + "\n", encoding="utf-8")
         self._id: str = json.loads(known.read_text(encoding="utf-8"))["run_id"]
         self._attempt(lambda: self._client.update_run(self._id, status="RUNNING"))
 
@@ -91,7 +91,7 @@ class MLflowRun:
         if self._failure is None:
             return []
         missing = f"{len(self._pending)} values are missing there" if self._pending else "what was kept was sent later"
-        return [f"{self.place} failed during training ({self._failure}); training went on, and {missing}."]
+        return [f"{self._place} failed during training ({self._failure}); training went on, and {missing}."]
 
     def write(self, points: Sequence[Point], at: float) -> None:
         self._pending += [self._metric(tag, value, int(1000 * at), step) for tag, value, step in points]
@@ -133,7 +133,7 @@ class MLflowRun:
         except Exception as error:
             if self._failure is None:
                 self._failure = _reason(error, self._uri)
-                _log.warning("%s failed (%s); training goes on and tries again later.", self.place, self._failure)
+                _log.warning("%s failed (%s); training goes on and tries again later.", self._place, self._failure)
             return False
         return True
 

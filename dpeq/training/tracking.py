@@ -42,8 +42,6 @@ class Point(NamedTuple):
 class Sink(Protocol):
     """A place where curves go."""
 
-    place: str
-
     @property
     def warnings(self) -> list[str]:
         """What failed, one sentence each, for the report."""
@@ -59,15 +57,17 @@ class Tracker:
     """Takes the steps of one run and passes them to every sink; a context manager, so that nothing is left unwritten.
 
     Attributes:
-        places: where the curves lie, in words for the report; empty when nothing tracks.
+        places: where curves of this run lie, in words for the report; those of a session before a resume count too.
     """
 
-    def __init__(self, sinks: Sequence[Sink], plan: PrivacyPlan, *, private: bool = False, start: int = 0) -> None:
+    def __init__(
+        self, sinks: Sequence[Sink], plan: PrivacyPlan, places: Sequence[str], *, private: bool, start: int
+    ) -> None:
         self._sinks, self._plan, self._private = tuple(sinks), plan, private
         self._block: list[tuple[StepRecord, float]] = []
         self._last = start
         self._closed = False
-        self.places = tuple(sink.place for sink in self._sinks)
+        self.places = tuple(places)
 
     @property
     def warnings(self) -> list[str]:
@@ -159,7 +159,7 @@ def open_trackers(
         sinks.append(MLflowRun(config, folder, plan))
     if leads and config.tracking.tensorboard:
         sinks.append(_TensorBoard(folder / "tb", config, plan, resumed_at))
-    return Tracker(sinks, plan, private=config.training.log_private_metrics, start=resumed_at)
+    return Tracker(sinks, plan, _places(folder), private=config.training.log_private_metrics, start=resumed_at)
 
 
 def send_report(config: RunConfig, folder: Path) -> None:
@@ -178,6 +178,13 @@ def public_settings(config: RunConfig, plan: PrivacyPlan) -> dict[str, Any]:
     values = {key: value for key, value in config.model_dump().items() if key != "tracking"}
     values["data"]["card"] = Path(config.data.card).name
     return dict(_flat({"plan": {**plan.to_dict(), "sha256": plan.sha256}, **values}))
+
+
+def _places(folder: Path) -> list[str]:
+    """Told by what lies in the run directory, for an earlier session may have tracked elsewhere than this one."""
+    places = ["tb/ in the run directory"] if (folder / "tb").is_dir() else []
+    known = folder / "mlflow.json"
+    return [*places, json.loads(known.read_text(encoding="utf-8"))["place"]] if known.exists() else places
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -221,7 +228,6 @@ class _TensorBoard:
     def __init__(self, folder: Path, config: RunConfig, plan: PrivacyPlan, resumed_at: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # late: an import that only training needs
 
-        self.place = "tb/ in the run directory"
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)  # closed before a file is made in it, so that none is ever open to others
         goes_on = any(folder.iterdir())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import fields
 from itertools import pairwise
 
 import jsonschema
@@ -10,6 +11,7 @@ import pytest
 from dpeq.errors import DataError
 from dpeq.reporting.model import build_report, validate
 from dpeq.resources import asset
+from dpeq.training.loop import PrivateRecord
 
 
 def test_report_satisfies_the_published_schema(report, open_report):
@@ -67,6 +69,25 @@ def test_points_that_need_attention_are_named_and_only_those(make_run, report):
         "Warning of the run",
         "Torn last line in the ledger",
     } == found
+
+
+def test_logged_private_quantities_are_named_with_the_places_where_they_lie(make_run):
+    places = ["tb/ in the run directory", "MLflow at https://mlflow.clinic.example"]
+    found = build_report(make_run(log_private_metrics=True, tracking=places))["assumptions"]
+    (text,) = [entry["text"] for entry in found if entry["title"] == "Private quantities were logged"]
+    words = {
+        "units": "number of sampled patients",
+        "loss": "loss",
+        "gradient_norm": "gradient norm",
+        "clipped": "clipped fraction",
+        "not_finite": "gradients that are not finite",
+    }
+    assert {field.name for field in fields(PrivateRecord)} == set(words)  # a new quantity wants words of its own
+    for part in (*words.values(), *places, "No noise covers them", "output"):
+        assert part in text, part
+    quiet = build_report(make_run(tracking=places))
+    assert "Private quantities were logged" not in titles(quiet)
+    assert "mlflow" not in json.dumps(quiet).lower()
 
 
 def test_image_as_unit_is_pointed_out(make_run, report):

@@ -362,9 +362,29 @@ def test_mlflow_goes_on_in_the_same_run(client, folder):
         assert the_run(client).info.status == "RUNNING"
         second.step(record(2), 0.2)
         second.finish(METRICS)
+    assert second.places == first.places
     run = the_run(client)
     assert run.info.status == "FINISHED"
     assert [m.step for m in client().get_metric_history(run.info.run_id, "lr")] == [1, 2]
+
+
+def test_where_an_earlier_session_tracked_stays_known(client, folder):
+    """A report names every place where private quantities may lie."""
+    with open_trackers(configuration(*WITH_MLFLOW), folder, PLAN) as first:
+        first.step(record(1), 0.1)
+    with open_trackers(configuration(), folder, PLAN, resumed_at=1) as second:
+        second.finish(METRICS)
+    assert second.places == ("tb/ in the run directory", *first.places)
+
+
+def test_mlflow_gets_the_time_of_the_block_and_every_value_once(client, folder, monkeypatch):
+    monkeypatch.setattr("dpeq.training.mlflow_run._METRICS_AT_ONCE", 7)
+    monkeypatch.setattr("dpeq.training.tracking.time.time", lambda: 1234.5)
+    with open_trackers(configuration(*WITH_MLFLOW), folder, PLAN) as tracker:
+        for step in range(1, 26):
+            tracker.step(record(step), epsilon(step))
+    history = client().get_metric_history(the_run(client).info.run_id, "lr")
+    assert sorted((m.step, m.timestamp) for m in history) == [(step, 1234500) for step in range(1, 26)]
 
 
 def test_a_run_that_broke_is_marked(client, folder):
