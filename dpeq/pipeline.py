@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from dpeq.config import RunConfig
-from dpeq.reporting.html import write_report
-from dpeq.reporting.model import build_report
 from dpeq.training.run import Interruptible, Observer, Silent, make_folder, run, uninterruptible
 
 __all__ = ["Outcome", "train_and_report"]
@@ -78,6 +76,9 @@ def train_and_report(
             splits=finished.splits,
             interruptible=interruptible,
         ).folder
+    from dpeq.reporting.html import write_report  # load scipy.stats and matplotlib, after the training
+    from dpeq.reporting.model import build_report
+
     observer.stage("Writing the report")
     report = build_report(folder, companion=other)
     write_report(report, folder)

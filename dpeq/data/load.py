@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from dpeq.data.cards import Card, VolumeSettings
-from dpeq.data.dicom import Volume, read_volume
-from dpeq.data.generated import ensure_generated
 from dpeq.data.images import ImageSet
 from dpeq.data.manifest import SPLITS, Manifest, Record
 from dpeq.data.medmnist import find_or_download, load_medmnist
 from dpeq.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from dpeq.data.dicom import Volume
 
 __all__ = ["image_shape", "load_splits"]
 
@@ -52,6 +54,8 @@ def load_splits(
         return load_medmnist(card, find_or_download(card, root, progress), unit)
     settings = volume or card.volume
     if manifest is None and card.generator is not None:
+        from dpeq.data.generated import ensure_generated  # loads pydicom, which images do not need
+
         manifest = ensure_generated(card, progress)
     if manifest is None or settings is None:
         raise DataError(f"{card.title} is read through a manifest; make one with 'dpeq index' and set data.manifest.")
@@ -94,6 +98,8 @@ def _load_volumes(
 
 
 def _read(root: Path, record: Record) -> Volume:
+    from dpeq.data.dicom import read_volume
+
     try:
         return read_volume([root / file for file in record.files])
     except (DataError, OSError) as error:

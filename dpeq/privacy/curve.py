@@ -6,8 +6,8 @@ import functools
 from bisect import bisect_left
 
 from dpeq.errors import ConfigError
-from dpeq.privacy import accounting
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.privacy.remembered import remembered_curve
 
 __all__ = ["EpsilonCurve"]
 
@@ -39,4 +39,4 @@ class EpsilonCurve:
 
 @functools.lru_cache(maxsize=16)
 def _points(plan: PrivacyPlan) -> tuple[tuple[int, float], ...]:
-    return tuple(accounting.epsilon_curve(plan))
+    return tuple(remembered_curve(plan))

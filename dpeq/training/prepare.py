@@ -19,7 +19,8 @@ from dpeq.data.views import Augment
 from dpeq.errors import ConfigError, DataError
 from dpeq.models.registry import ModelChoice, build_model, resolve_spec
 from dpeq.models.spec import ModelSpec
-from dpeq.privacy.plan import PrivacyPlan, calibrate
+from dpeq.privacy.plan import PrivacyPlan
+from dpeq.privacy.remembered import remembered_plan
 from dpeq.training.state import OptimizerSettings
 
 _log = logging.getLogger(__name__)
@@ -85,14 +86,14 @@ def make_plan(prepared: Prepared) -> PrivacyPlan:
             f"Card {prepared.card.name} publishes a number of {prepared.card.unit}s but data.unit is {prepared.unit}; "
             f"give privacy.public_units, the published number of training {prepared.unit}s."
         )
-    return calibrate(
+    return remembered_plan(
         epsilon=p.epsilon,
         delta=p.delta,
         expected_batch_size=p.expected_batch_size,
         public_units=p.public_units or prepared.card.public_units,
         steps=p.steps,
         max_grad_norm=p.max_grad_norm,
-        unit=prepared.unit,  # type: ignore[arg-type]  # a literal, checked by the plan
+        unit=prepared.unit,
         sample_rate=p.sample_rate,
         views=p.views,
         clipping=p.clipping,

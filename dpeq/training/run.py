@@ -20,7 +20,6 @@ from dpeq.config import RunConfig, write_config
 from dpeq.data.images import ImageSet
 from dpeq.dry_step import require_trainable
 from dpeq.errors import DataError, DpeqError
-from dpeq.evaluation.metrics import evaluate_predictions
 from dpeq.evaluation.predict import predict_units
 from dpeq.models.foreign import ForeignSpec
 from dpeq.models.registry import build_model, describe_model
@@ -264,6 +263,8 @@ def _begin(folder: Path, config: RunConfig, plan: PrivacyPlan, start: Start) -> 
 
 
 def _score(model: nn.Module, images: ImageSet, device: torch.device, config: RunConfig) -> dict[str, Any]:
+    from dpeq.evaluation.metrics import evaluate_predictions  # loads scikit-learn, after the training
+
     probabilities = predict_units(model, images, device=device)
     return evaluate_predictions(
         probabilities.numpy(),
