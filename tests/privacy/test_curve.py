@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from dpeq.errors import ConfigError
-from dpeq.privacy import accounting
+from dpeq.privacy import accounting, remembered
 from dpeq.privacy.curve import EpsilonCurve
 from dpeq.privacy.plan import PrivacyPlan, calibrate
 
@@ -60,7 +60,7 @@ def test_the_accountant_is_asked_once_per_plan(plan, monkeypatch):
     def refuse(*args):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(accounting, "epsilon_curve", refuse)
+    monkeypatch.setattr(remembered, "epsilon_curve", refuse)
     assert EpsilonCurve(plan).after(60) == plan.epsilon_spent
     other = calibrate(epsilon=math.inf, steps=7, **CONSTANTS)
     with pytest.raises(AssertionError, match="asked again"):
