@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
+import time
+from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from dpeq.advice import GroupAdvice
-from dpeq.privacy import accounting
+from dpeq.privacy.curve import EpsilonCurve
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.numbers import round_up
 
 if TYPE_CHECKING:
     from dpeq.dry_step import LayerVerdict
+    from dpeq.training.loop import PrivateRecord, StepRecord
 
 __all__ = [
     "RichObserver",
@@ -39,26 +34,29 @@ __all__ = [
     "verdict_table",
 ]
 
+_STEPS_OF_SPEED = 10
+
 
 class RichObserver:
-    """Live progress on a terminal: step, epsilon spent so far, time left; plain lines when it is no terminal."""
+    """Live progress on a terminal; where there is none, a line every tenth of a stage with the same facts.
+
+    Shown are: how far, epsilon spent so far, units per second, time left. What is private is shown only when the record
+    of a step carries it, which it does when private metrics were asked for.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._curve: list[tuple[int, float]] = []
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=30)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6)),
+            TextColumn("{task.fields[facts]}", markup=False),
             console=console,
             disable=not console.is_terminal,
+            expand=True,
         )
         self._task: TaskID | None = None
-        self._text = ""
-        self._printed = -1
+        self._begin("")
 
     def __enter__(self) -> RichObserver:
         self._progress.start()
@@ -69,39 +67,66 @@ class RichObserver:
     ) -> None:
         self._progress.stop()
 
+    def _begin(self, text: str) -> None:
+        self._text, self._printed, self._began = text, -1, time.monotonic()
+        self._start = (self._began, 0)  # when work began to be counted, and how much of it was done then
+        self._seconds: deque[float] = deque(maxlen=_STEPS_OF_SPEED)
+
     def stage(self, text: str) -> None:
-        if self._task is not None:
-            total = self._progress.tasks[-1].total or 1
-            self._progress.update(self._task, total=total, completed=total)
-        self._text, self._printed = text, -1
-        self._task = self._progress.add_task(text, total=None, note="")
         if not self._console.is_terminal:
             self._console.print(f"{text} ...")
+        elif self._task is not None:
+            # One live row, the current one: the columns of several would take each other's room.
+            self._progress.remove_task(self._task)
+            self._console.print(f"  {self._text}: {_duration(time.monotonic() - self._began)}", soft_wrap=True)
+        self._begin(text)
+        self._task = self._progress.add_task(text, total=None, facts="")
 
     def loading(self, done: int, total: int) -> None:
-        self._advance(done, total, "")
+        self._advance(done, total)
 
     def planned(self, plan: PrivacyPlan) -> None:
-        self._curve = accounting.epsilon_curve(plan) if plan.private else []
+        EpsilonCurve(plan)  # asks the accountant now, not within the first step
         if plan.accountant_note:
             self._console.print(f"Note: {plan.accountant_note}", style="yellow", soft_wrap=True)
 
-    def stepped(self, step: int, plan: PrivacyPlan) -> None:
-        note = f"epsilon {round_up(self.epsilon(step))} of {plan.epsilon_target:g}" if plan.private else "NON-PRIVATE"
-        self._advance(step, plan.steps, note)
+    def stepped(self, record: StepRecord, plan: PrivacyPlan) -> None:
+        if not self._seconds:  # a resumed run does not begin at its first step
+            self._start = (time.monotonic() - record.seconds, record.step - 1)
+        self._seconds.append(record.seconds)
+        speed = plan.expected_batch_size * len(self._seconds) / max(sum(self._seconds), 1e-9)
+        spent = EpsilonCurve(plan).after(record.step)
+        epsilon = f"epsilon {round_up(spent)} of {plan.epsilon_target:g}" if plan.private else "NON-PRIVATE"
+        below = () if record.private is None else _private_lines(record.private)
+        self._advance(record.step, plan.steps, epsilon, f"{_two_digits(speed)} units/s", below=below)
 
-    def epsilon(self, step: int) -> float:
-        """Upper bound after ``step`` steps: of the next computed point, so that it never says too little."""
-        index = bisect_left(self._curve, step, key=lambda point: point[0])
-        return self._curve[min(index, len(self._curve) - 1)][1]
-
-    def _advance(self, done: int, total: int, note: str) -> None:
+    def _advance(self, done: int, total: int, *facts: str, below: Sequence[str] = ()) -> None:
+        began, before = self._start
+        told = [f"{done} of {total}", *facts]
+        if before < done < total:
+            left = (total - done) * (time.monotonic() - began) / (done - before)
+            told.append(f"{_duration(left)} left")
+        text = "\n".join([", ".join(told), *below])
         if self._task is not None:
-            self._progress.update(self._task, completed=done, total=total or None, note=note)
+            if self._progress.tasks[-1].total is None:
+                self._progress.reset(self._task, completed=before)
+            self._progress.update(self._task, completed=done, total=total or None, facts=text)
         tenth = 10 * done // total if total else 0
         if not self._console.is_terminal and tenth > self._printed:
             self._printed = tenth
-            self._console.print(f"  {self._text}: {done} of {total} {note}".rstrip())
+            self._console.print(f"  {self._text}: {text}".replace("\n", "\n    "), soft_wrap=True)
+
+
+def _private_lines(p: PrivateRecord) -> tuple[str, str]:
+    return (
+        f"private: loss {p.loss:.3g}, gradient norm {p.gradient_norm:.3g}, {p.clipped:.0%} clipped",
+        f"private: {p.units} units, {p.not_finite} not finite",
+    )
+
+
+def _two_digits(value: float) -> str:
+    """12000 for 12345: the speed of a step says how many units were in it, and needs no more."""
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def plan_table(plan: PrivacyPlan, seconds: float | None) -> Table:
