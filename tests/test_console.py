@@ -90,6 +90,12 @@ def test_speed_is_of_the_last_ten_steps_and_no_finer_than_two_digits(clock):
         train(observer, clock, range(1, 11), seconds=50.0)
         train(observer, clock, range(11, 21), seconds=0.0371)
     assert "13000 units/s" in shown(where).splitlines()[-1]  # 500 / 0.0371 = 13477
+    where = console(terminal=True)
+    with RichObserver(where) as observer:
+        observer.stage("Training")
+        train(observer, clock, range(1, 11), seconds=1.0)
+        train(observer, clock, [11], seconds=6.0)
+    assert "330 units/s" in shown(where).splitlines()[-1]  # 500 * 10 / (9 + 6)
 
 
 def test_everything_fits_a_terminal_of_80_columns(clock, monkeypatch):
