@@ -63,7 +63,7 @@ def test_two_processes_make_the_weights_and_the_ledger_of_one(session, tmp_path,
         assert torch.equal(first[key], second[key]), key
     assert (folder / f"{name}.jsonl").read_bytes() == (tmp_path / f"{name}.jsonl").read_bytes()
     led, followed = (body["cases"][name] for body in bodies)
-    for key in ("steps", "stopped"):
+    for key in ("steps", "stopped", "mark"):
         assert led[key] == followed[key] == alone[key]
     steps = [[step["step"] for step in case["seen"]] for case in (led, followed, alone)]
     assert steps[0] == steps[1] == steps[2]
@@ -86,6 +86,7 @@ def test_the_cases_cover_what_they_are_meant_to(session):
     assert 0 in sizes
     assert 1 in sizes
     assert led["cases"]["stopped"]["stopped"]
+    assert led["parted"]
     assert read_ledger(folder / "stopped.jsonl").steps == 2
     assert [step["step"] for step in led["cases"]["resumed"]["seen"]] == [3, 4]
 

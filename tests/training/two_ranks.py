@@ -130,6 +130,7 @@ def train_case(name: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
 
     # Every rank begins with other weights, as without a key in common it must.
     model = build_model(SPEC, 1, 2, seed=5 + ranks.rank)
+    model.register_buffer("mark", torch.tensor([ranks.rank]), persistent=False)  # in no checkpoint, so in no state
     ledger = Ledger.create(folder / f"{name}.jsonl", plan) if leads else None
     stop = case.stop
     try:
@@ -146,7 +147,7 @@ def train_case(name: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
     weights = {f"last.{key}": t.contiguous() for key, t in result.last.state_dict().items()}
     weights |= {f"averaged.{key}": t.contiguous() for key, t in result.averaged.state_dict().items()}
     save_file(weights, folder / f"{name}.{ranks.rank}.safetensors")
-    return {"steps": result.steps, "stopped": result.stopped, "seen": seen}
+    return {"steps": result.steps, "stopped": result.stopped, "seen": seen, "mark": int(model.mark)}
 
 
 class Counted:
@@ -222,7 +223,8 @@ def session(folder: Path) -> None:
             cases[name] = train_case(name, folder, ranks)
             calls[name] = dict(counted.calls)  # later wrappers call this one
         body = {"rank": ranks.rank, "told": told, "refused": refused, "cases": cases, "calls": calls}
-        (folder / f"session.{ranks.rank}.json").write_text(json.dumps(body))
+    body["parted"] = not torch.distributed.is_initialized()
+    (folder / f"session.{ranks.rank}.json").write_text(json.dumps(body))
 
 
 FAILURES: dict[str, Callable[[Ranks], None]] = {
@@ -277,7 +279,7 @@ def start_pair(name: str, folder: Path) -> dict[int, int]:
                 fail(name, folder)
             except DpeqError as error:
                 print(f"Error: {error}", file=sys.stderr, flush=True)
-                code = error.exit_code
+                code = 99 if torch.distributed.is_initialized() else error.exit_code
             if name == "kill 1":
                 sys.exit(code)
             os._exit(code)  # Python takes a second to clean up; one pair shows that this goes well
