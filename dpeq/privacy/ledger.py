@@ -220,7 +220,7 @@ class Ledger:
         """Whether a line after the last spent step was torn.
 
         If the disk kept what it promised, that line's step never ran. A disk that did not may have lost a line whose
-        step was taken: who draws fresh noise should count it as spent.
+        step was taken: who goes on should count it as spent.
         """
         return self._tear
 
@@ -261,7 +261,7 @@ class Ledger:
             # What reached the disk is unknown: write no more. The next open() counts the line if it is whole.
             self.close()
             raise BudgetError(
-                f"The ledger {self.path} could not be written ({error.strerror}); mend the disk, then train again."
+                f"The ledger {self.path} could not be written ({error.strerror}); mend the disk, then resume the run."
             ) from error
         self._head = _sha256(line)
         self._count(entry)

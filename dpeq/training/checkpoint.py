@@ -81,7 +81,8 @@ def read(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            # Copied out of the mapped file first: what is verified must be what is used, whatever becomes of the file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no mapping
         facts = json.loads(metadata["facts"])
         if metadata["sha256"] != _digest(metadata["facts"], tensors):
             raise DamagedCheckpoint("its content does not match its digest")

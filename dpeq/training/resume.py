@@ -78,10 +78,9 @@ def settle(start: Start, ledger: Ledger, found: Checkpoint | None) -> None:
         ConfigError: when steps would be repeated by other versions of the code, which might not repeat them.
     """
     reached = 0 if found is None else found.step
+    if ledger.tear and ledger.steps < ledger.plan.steps:
+        ledger.spend(ledger.steps + 1)  # if the disk broke its word, the step of the torn line was taken
     if start.seed is None:
-        if ledger.tear and ledger.steps < ledger.plan.steps:
-            # If the disk broke its word, the step of the torn line was taken, and its noise cannot be drawn again.
-            ledger.spend(ledger.steps + 1)
         lost, repeated = ledger.steps - reached, 0
     else:
         lost, repeated = 0, ledger.steps - reached

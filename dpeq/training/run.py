@@ -312,7 +312,7 @@ def _after_step(
 
 def _resumption(ledger: Ledger) -> str:
     note = ledger.notes[-1]
-    fates = [f", {note[fate]} steps {fate}" for fate in ("lost", "repeated") if note[fate]]
+    fates = [f", steps {fate}: {note[fate]}" for fate in ("lost", "repeated") if note[fate]]
     return f"Training on from step {note['checkpoint_step']}{''.join(fates)}"
 
 

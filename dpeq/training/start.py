@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -43,7 +44,8 @@ def settings_of(config: RunConfig, card: Card) -> dict[str, Any]:
     """Every setting that the result depends on, flat, by its dotted name; infinity is the string "inf"."""
     flat = dict(_flatten("", config.model_dump(mode="json"))) | dict(_flatten("card.", card.model_dump(mode="json")))
     kept = {k: v for k, v in flat.items() if not any(k == key or k.startswith(f"{key}.") for key in MACHINE_KEYS)}
-    kept["privacy.epsilon"] = str(config.privacy.epsilon)  # infinity is no JSON
+    if math.isinf(config.privacy.epsilon):
+        kept["privacy.epsilon"] = "inf"
     return json.loads(json.dumps(kept, allow_nan=False))
 
 

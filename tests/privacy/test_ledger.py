@@ -1,5 +1,6 @@
 """The ledger: durable before the step, chained, resumable, and never under-counting."""
 
+import hashlib
 import json
 import os
 import stat
@@ -213,3 +214,77 @@ def test_notes(tmp_path):
         with pytest.raises(ValueError, match="JSON"):
             ledger.note("x", value=float("nan"))
         assert len(read_ledger(ledger.path)) == 2
+
+
+def test_every_step_has_the_hash_of_its_line(path):
+    entries = read_ledger(path)
+    lines = [line.rstrip(b"\n") for line in lines_of(path)]
+    expected = [hashlib.sha256(lines[i]).hexdigest() for i in (0, 1, 3, 4)]  # the third is a note
+    assert list(entries.step_heads) == expected
+    with Ledger.open(path, PLAN) as ledger:
+        assert [ledger.head_at(step) for step in range(4)] == expected
+        ledger.note("resume", lost=1)
+        assert ledger.head_at(3) == expected[3]
+        ledger.spend(4)
+        assert ledger.head_at(4) == ledger.head == read_ledger(path).step_heads[4]
+        assert [note["kind"] for note in ledger.notes] == ["resume", "resume"]
+
+
+def test_a_tear_is_known_until_the_next_step_is_spent(path):
+    path.write_bytes(path.read_bytes()[:-5])
+    for _ in range(2):  # it outlives the process that mended it
+        with Ledger.open(path, PLAN) as ledger:
+            assert ledger.tear
+            ledger.note("resume", lost=0)
+            assert ledger.tear
+    with Ledger.open(path, PLAN) as ledger:
+        ledger.spend(3)
+        assert not ledger.tear
+    with Ledger.open(path, PLAN) as ledger:
+        assert not ledger.tear
+
+
+@pytest.mark.parametrize("rest", [5, 120, 5000])
+def test_a_crash_while_a_tear_is_mended_does_not_forget_it(path, monkeypatch, rest):
+    """Killed at every call that mending makes, and in the middle of its write."""
+
+    class Killed(BaseException):
+        pass
+
+    *whole, last = lines_of(path)
+    torn = b"".join(whole) + (last[:-1] * 40)[:rest]
+    real = {name: getattr(os, name) for name in ("write", "fsync", "ftruncate")}
+    moments = [("write", 0), ("write", 1), ("write", 100), ("fsync", None), ("ftruncate", None)]
+    for call, part in moments:
+        path.write_bytes(torn)
+
+        def die(fd, *rest, call=call, part=part):
+            if part:
+                real["write"](fd, rest[0][:part])
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, die)
+            with pytest.raises(Killed):
+                Ledger.open(path, PLAN)
+        with Ledger.open(path, PLAN) as ledger:
+            assert ledger.tear, (call, part)
+            assert ledger.steps == 2
+            ledger.spend(3)
+        assert read_ledger(path).torn is None
+
+
+def test_a_tear_that_cannot_be_mended_for_want_of_room(path, monkeypatch):
+    path.write_bytes(path.read_bytes()[:-5])
+    before = path.read_bytes()
+
+    def full(fd, data):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(BudgetError, match="No space left"):
+            Ledger.open(path, PLAN)
+    assert path.read_bytes() == before
+    with Ledger.open(path, PLAN) as ledger:  # no lock was left behind
+        assert ledger.tear
