@@ -2,15 +2,16 @@
 
     theta <- step((1/B) * (sum_u clip_C(mean_k grad loss(view_uk)) + sigma * C * xi))
 
-All constants come from the :class:`~dpeq.privacy.plan.PrivacyPlan`; none is ever derived from the data. The sum is kept
-in double precision, so that it does not depend on how a logical batch was cut.
+All constants come from the :class:`~dpeq.privacy.plan.PrivacyPlan`; none is ever derived from the data. From the
+gradients on, everything is computed in double precision. In single precision the norm of a million numbers can be off
+by 1e-3, and what rounding makes of a sum depends on which unit stands where: one unit could move it by more than C.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,8 @@ __all__ = ["GradientStatistics", "PlanOptimizer", "clip_factors"]
 
 _log = logging.getLogger(__name__)
 
-_ROUNDING = 1e-5  # relative; norms of single precision are off by up to 5e-6, sums of 16 units by less
-_TOGETHER = 16  # units summed in single precision before the sum goes on in double
+_ROUNDING = 1e-5  # relative; of the other units' gradients, whose last digits depend on the rows beside them
+_COLUMNS = 1 << 14  # turned into doubles at a time; constant, so that it decides no digit of a sum
 
 _AUTOMATIC_GAMMA = 0.01  # of Bu et al. 2023, who find results indifferent to it
 
@@ -118,11 +119,8 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         A unit whose gradient is not finite contributes zero. (Opacus would multiply it by a factor of zero, and zero
         times infinity poisons the whole sum.)
         """
-        samples = [self._get_flat_grad_sample(p) for p in self.params]
-        norms = torch.stack([
-            torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.promote_types(g.dtype, torch.float32))
-            for g in samples
-        ])  # fmt: skip
+        samples = [self._get_flat_grad_sample(p).flatten(1) for p in self.params]
+        norms = torch.stack([_norms(g) for g in samples])
         factors = clip_factors(norms, self.bound, self.plan.clipping)
         finite = norms.isfinite().all(dim=0)
         all_finite = bool(finite.all())
@@ -134,21 +132,15 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
             )
         if self.statistics is not None:
             self._describe(norms, finite)
-        pieces = []
+        sums = []
         for p, sample, factor in zip(self.params, samples, factors, strict=True):
             _check_processed_flag(p.grad_sample)
-            # Sums in half precision round by more than a unit weighs.
-            wide = torch.promote_types(p.dtype, torch.float32)
-            flat = sample.flatten(1).to(wide)
-            if not all_finite:
-                flat = torch.where(finite[:, None], flat, torch.zeros_like(flat))
-            piece = flat.new_zeros(flat.shape[1], dtype=torch.float64)
-            for some, gradients in zip(factor.to(wide).split(_TOGETHER), flat.split(_TOGETHER), strict=True):
-                piece += some @ gradients
-            pieces.append(piece)
+            # Taken out, not multiplied by zero: the sum is then, digit by digit, the one without them.
+            chosen = (sample, factor) if all_finite else (sample[finite], factor[finite])
+            sums.append(_weighted_sum(*chosen))
             p.grad_sample = None
             p.grad = None
-        clipped = torch.cat(pieces)
+        clipped = torch.cat(sums)
         self._sum = clipped if self._sum is None else self._sum + clipped
 
     def take_sum(self) -> Tensor:
@@ -194,3 +186,22 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         self.statistics.norms += float(whole.sum())
         self.statistics.clipped += int((whole > self.plan.max_grad_norm).sum())
         self.statistics.not_finite += int((~finite).sum())
+
+
+def _doubles(rows: Tensor) -> Iterator[Tensor]:
+    """``[units, n]`` as doubles, some columns at a time; each piece is overwritten by the next."""
+    room = torch.empty(len(rows) * min(_COLUMNS, rows.shape[1]), dtype=torch.float64, device=rows.device)
+    for some in torch.split(rows, _COLUMNS, dim=1):
+        yield room[: some.numel()].view(some.shape).copy_(some)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """L2 norms of ``[units, n]``: ``[units]``, in doubles."""
+    parts = torch.stack([torch.linalg.vector_norm(some, dim=1) for some in _doubles(rows)])
+    whole: Tensor = torch.linalg.vector_norm(parts, dim=0)
+    return whole
+
+
+def _weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
+    """``sum_u weights_u rows_u`` of ``[units, n]``: ``[n]``, in doubles; the products are exact for single rows."""
+    return torch.cat([torch.mv(some.T, weights) for some in _doubles(rows)])
