@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dpeq.allocation import keep_freed_blocks
 from dpeq.errors import ConfigError, DpeqError
 
 __all__ = ["app", "main"]
@@ -262,7 +263,7 @@ def _train(
     from dpeq.training.run import Interrupted
 
     command = shlex.join(["dpeq", *sys.argv[1:]])
-    stop = GracefulStop()
+    stop = GracefulStop(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
     try:
         with stop, RichObserver(_out) as observer:
             outcome = train_and_report(
@@ -282,6 +283,8 @@ def _train(
         going_on = f"; go on with 'dpeq train --resume {stop.folder}'" if stop.folder is not None else ""
         _err.print(f"Interrupted{going_on}.", soft_wrap=True)
         raise typer.Exit(stop.exit_code) from None
+    if outcome is None:  # a process beside the first
+        return
     _out.print(summary_table(outcome.report))
     _out.print(f"Report: {outcome.html}", soft_wrap=True)
 
@@ -290,6 +293,7 @@ def main() -> None:
     """Entry point: turns every :class:`DpeqError` into one sentence and its exit code."""
     # Read when torch loads: on a shared machine, threads that spin while they wait slow training down tenfold and more.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_blocks()
     try:
         app()
     except DpeqError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 __all__ = ["GracefulStop"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_MOMENT = 2.0  # seconds
 _NOTICE = b"\nStopping after this step; once more to leave at once.\n"
 
 
@@ -22,12 +24,20 @@ class GracefulStop:
     Outside that part, and from the second signal on, a signal raises KeyboardInterrupt: that is safe too, because the
     ledger is ahead of the weights. To be entered in the main thread.
 
+    torchrun passes on to all its processes a signal that the terminal may have sent them already: signals of one
+    moment count as one, and processes beside the first leave the decision to it.
+
+    Args:
+        rank, world: this process among those of the run.
+
     Attributes:
         signal: the last one that came, or None.
         folder: of the run that was being trained, or None before any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self._rank, self._world = rank, world
+        self._first = 0.0
         self.signal: int | None = None
         self.folder: Path | None = None
         self._patient = False
@@ -58,7 +68,13 @@ class GracefulStop:
         return 128 + (self.signal or signal.SIGINT)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._rank > 0:
+            return
+        now = time.monotonic()
+        if self.signal is not None and self._world > 1 and now - self._first < _ONE_MOMENT:
+            return
         first, self.signal = self.signal is None, number
+        self._first = now if first else self._first
         if not (self._patient and first):
             raise KeyboardInterrupt
         os.write(2, _NOTICE)  # print() could meet itself: the signal may have come in the middle of one

@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dpeq.config import RunConfig
+from dpeq.training.distributed import Ranks, joined
+from dpeq.training.follow import follow
+from dpeq.training.prepare import choose_device
 from dpeq.training.run import Interruptible, Observer, Silent, make_folder, run, uninterruptible
+from dpeq.training.tracking import send_report
 
 __all__ = ["Outcome", "train_and_report"]
 
@@ -39,7 +43,7 @@ def train_and_report(
     observer: Observer | None = None,
     resume: Path | None = None,
     interruptible: Interruptible = uninterruptible,
-) -> Outcome:
+) -> Outcome | None:
     """Trains ``config`` and writes the report to its run directory and to ``reports/<name>/``.
 
     Args:
@@ -50,8 +54,30 @@ def train_and_report(
         baseline: also train the same network on the same data without noise (clipped alike) and show it beside. That
             run has **no** privacy; its scores in the report are not covered by the guarantee, and the report says so.
         resume, interruptible: see :func:`dpeq.training.run.run`; a baseline goes to the folder beside the resumed run.
+
+    Started by torchrun, all processes share every step. The first one does everything else; the others return None.
     """
-    observer = observer or Silent()
+    twin = _without_noise(config) if baseline and not math.isinf(config.privacy.epsilon) else None
+    with joined(choose_device(config.training.device)) as ranks:
+        if not ranks.leads:
+            splits, stopped = follow(config, ranks)
+            if twin is not None and not stopped:
+                follow(twin, ranks, splits)
+            return None
+        return _lead(config, twin, ranks, runs, reports, command, observer or Silent(), resume, interruptible)
+
+
+def _lead(
+    config: RunConfig,
+    twin: RunConfig | None,
+    ranks: Ranks,
+    runs: Path,
+    reports: Path,
+    command: str,
+    observer: Observer,
+    resume: Path | None,
+    interruptible: Interruptible,
+) -> Outcome:
     private = not math.isinf(config.privacy.epsilon)
     # A run without privacy never takes the place of a private run's report.
     published = reports / (config.name if private else f"{config.name}-nonprivate")
@@ -60,27 +86,25 @@ def train_and_report(
     else:
         runs = resume.parent
     make_folder(published)
-    finished = run(config, out=runs, command=command, observer=observer, resume=resume, interruptible=interruptible)
+    shared: dict[str, Any] = {"out": runs, "observer": observer, "interruptible": interruptible, "ranks": ranks}
+    finished = run(config, command=command, resume=resume, **shared)
     folder = finished.folder
     other = None
-    if baseline and private:
-        values = config.model_dump()
-        values["name"] = f"{config.name}-nonprivate"
-        values["privacy"]["epsilon"] = math.inf
-        twin = RunConfig.model_validate(values)
-        other = run(
-            twin,
-            out=runs,
-            command=f"{command} (baseline)",
-            observer=observer,
-            splits=finished.splits,
-            interruptible=interruptible,
-        ).folder
+    if twin is not None:
+        other = run(twin, command=f"{command} (baseline)", splits=finished.splits, **shared).folder
     from dpeq.reporting.html import write_report  # load scipy.stats and matplotlib, after the training
     from dpeq.reporting.model import build_report
 
     observer.stage("Writing the report")
     report = build_report(folder, companion=other)
     write_report(report, folder)
+    send_report(config, folder)
     html, _ = write_report(report, published)
     return Outcome(folder, other, report, html)
+
+
+def _without_noise(config: RunConfig) -> RunConfig:
+    values = config.model_dump()
+    values["name"] = f"{config.name}-nonprivate"
+    values["privacy"]["epsilon"] = math.inf
+    return RunConfig.model_validate(values)

@@ -27,8 +27,9 @@ def main(source: str, *overrides: str) -> None:
         outcome = train_and_report(
             load_config(source, overrides), command=shlex.join(["python", *sys.argv]), observer=observer
         )
-    print(outcome.report["guarantee"]["statement"])
-    print(f"Report: {outcome.html}")
+    if outcome is not None:  # under torchrun, the first process alone has one
+        print(outcome.report["guarantee"]["statement"])
+        print(f"Report: {outcome.html}")
 
 
 if __name__ == "__main__":

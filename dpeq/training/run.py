@@ -23,11 +23,14 @@ from dpeq.errors import DataError, DpeqError
 from dpeq.evaluation.predict import predict_units
 from dpeq.models.foreign import ForeignSpec
 from dpeq.models.registry import build_model, describe_model
+from dpeq.privacy.curve import EpsilonCurve
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Randomness
 from dpeq.training.checkpoint import FOLDER
+from dpeq.training.distributed import Ranks
 from dpeq.training.files import fingerprint_key, make_folder, new_folder, sync, write_json, write_run_file
+from dpeq.training.follow import agree_on, announce
 from dpeq.training.loop import StepRecord, TrainingResult, train
 from dpeq.training.prepare import (
     Prepared,
@@ -42,6 +45,7 @@ from dpeq.training.provenance import environment, peak_memory_mib
 from dpeq.training.resume import Keeper, find_checkpoint, reopen, settle
 from dpeq.training.start import Start, code_versions, settings_of
 from dpeq.training.state import TrainingState
+from dpeq.training.tracking import Tracker, check_tracking, open_trackers
 
 __all__ = [
     "Finished",
@@ -134,6 +138,7 @@ def run(
     splits: dict[str, ImageSet] | None = None,
     resume: Path | None = None,
     interruptible: Interruptible = uninterruptible,
+    ranks: Ranks | None = None,
 ) -> Finished:
     """Trains, evaluates and writes a run directory.
 
@@ -145,6 +150,7 @@ def run(
         resume: folder of an unfinished run to go on with, whose configuration ``config`` must be but for
             :data:`dpeq.training.start.MACHINE_KEYS`.
         interruptible: how training learns that it should stop.
+        ranks: rank 0 among the processes that share the run; all others call :func:`dpeq.training.follow.follow`.
 
     Raises:
         ConfigError, DataError, BudgetError: see :mod:`dpeq.errors`.
@@ -156,7 +162,9 @@ def run(
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     prepared = prepare(config)
-    device = choose_device(config.training.device)
+    check_tracking(config)
+    ranks = ranks or Ranks(device=choose_device(config.training.device))
+    device = ranks.device
     with ExitStack() as held:
         if resume is None:
             observer.stage("Calibrating the noise")
@@ -166,12 +174,15 @@ def run(
             held.enter_context(ledger)
             start.check_settings(config, prepared.card)
             plan = ledger.plan
+        announce(ranks, plan)
         observer.planned(plan)
+        curve = EpsilonCurve(plan)
         laps.end("plan")
         if splits is None:
             observer.stage(f"Loading {prepared.card.title}")
             splits = load_data(prepared, observer.loading)
         _check_evaluable(splits)
+        agree_on(ranks, prepared, splits)
         laps.end("data")
         randomness = Randomness.create(config.training.seed)
         init_seed = randomness.init_seed if resume is None else start.init_seed
@@ -203,6 +214,8 @@ def run(
             settle(start, ledger, found)
             observer.stage(_resumption(ledger))
         keeper = Keeper(folder, start, ledger, config.training.checkpoint_every, found)
+        resumed_at = 0 if found is None else found.step
+        tracker = held.enter_context(open_trackers(config, folder, plan, resumed_at=resumed_at))
         with interruptible(folder) as should_stop:
             result = train(
                 model,
@@ -214,11 +227,14 @@ def run(
                 device=device,
                 augment=augmentation(prepared),
                 resume=keeper.begin,
-                after_step=lambda state, record: _after_step(keeper, state, record, observer, plan),
+                ranks=ranks,
+                after_step=lambda state, record: _after_step(keeper, state, record, observer, plan, tracker, curve),
                 should_stop=should_stop,
                 log_private_metrics=config.training.log_private_metrics,
             )
-            if result.stopped or should_stop():
+            stopped = result.stopped or should_stop()
+            ranks.tell(torch.tensor([int(stopped)]))
+            if stopped:
                 keeper.save()
                 raise Interrupted(folder, ledger.steps, plan.steps)
         laps.end("train", keeper.seconds)
@@ -227,7 +243,9 @@ def run(
         chosen = result.averaged if config.evaluation.weights == "ema" else result.last
         scores = {name: _score(chosen, splits[name], device, config) for name in ("val", "test")}
         laps.end("evaluate")
-        write_json(folder, "metrics.json", {"weights": config.evaluation.weights, **scores})
+        metrics = {"weights": config.evaluation.weights, **scores}
+        write_json(folder, "metrics.json", metrics)
+        tracker.finish(metrics)
         record = {
             "command": start.command,
             "started": start.started,
@@ -239,7 +257,9 @@ def run(
             "rng": randomness.kind,
             "stopped": None,
             "non_private": not plan.private,
-            "warnings": list(prepared.warnings),
+            "warnings": [*prepared.warnings, *tracker.warnings],
+            "tracking": list(tracker.places),
+            "processes": ranks.world,
             "log_private_metrics": config.training.log_private_metrics,
             **environment(device),
             "model": describe_model(config.model.name, prepared.spec, model, prepared.shape),
@@ -304,9 +324,16 @@ def _check_evaluable(splits: dict[str, ImageSet]) -> None:
 
 
 def _after_step(
-    keeper: Keeper, state: TrainingState, record: StepRecord, observer: Observer, plan: PrivacyPlan
+    keeper: Keeper,
+    state: TrainingState,
+    record: StepRecord,
+    observer: Observer,
+    plan: PrivacyPlan,
+    tracker: Tracker,
+    curve: EpsilonCurve,
 ) -> None:
     keeper.step(state)
+    tracker.step(record, curve.after(record.step))
     observer.stepped(record, plan)
 
 
