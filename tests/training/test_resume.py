@@ -460,6 +460,23 @@ def test_a_crash_while_evaluating_costs_nothing(room, monkeypatch, untouched):
     assert build_report(folder)["ledger"]["notes"] == {"resume": 1, "start": 1}
 
 
+def test_the_last_step_has_a_checkpoint_whatever_their_distance(room, monkeypatch):
+    """Without one, a secure run that dies while it evaluates would lose what it trained last."""
+
+    def die(*arguments):
+        raise Crash
+
+    values = make_config(room, steps=STEPS, seed=None, checkpoint_every=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_score", die)
+        with pytest.raises(Crash):
+            go(room, config=values)
+    folder = room / "runs" / "chaos"
+    assert steps_on_disk(folder) == [10, 12]
+    go(room, config=values, resume=folder)
+    assert json.loads((folder / "run.json").read_text())["steps_lost"] == 0
+
+
 def test_a_full_disk_stops_a_run_that_can_go_on_later(room, monkeypatch, untouched):
     real = files.write_durably
 
