@@ -52,6 +52,7 @@ class EquivariantGroupNorm(UnitLayer):
         rep = field_type.rep
         self.is_permutation = rep.is_permutation
         self.invariant = torch.from_numpy(rep.invariant).to(torch.get_default_dtype())
+        self._moments: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         parts = len(self.invariant)
         # Components that a mean may be taken of: all of a permutation's, the scalars of other fields.
         scalars = torch.arange(rep.size) if rep.is_permutation else self.invariant.argmax(dim=1)
@@ -68,22 +69,44 @@ class EquivariantGroupNorm(UnitLayer):
         scale, shift = self._per_channel()
         if self.is_permutation:
             # Channels are field-major, so torch's contiguous channel groups are groups of whole fields.
+            if scale is not None and shift is not None and self._leaves_to_hook(x):
+                return self._normalise_and_keep(x, scale, shift)
             return F.group_norm(x, self.num_groups, scale, shift, self.eps)
         y = self._normalise(x)
         tail = [1] * (x.dim() - 2)
         y = y if scale is None else y * scale.view(1, -1, *tail)
         return y if shift is None else y + shift.view(1, -1, *tail)
 
+    def _leaves_to_hook(self, x: Tensor) -> bool:
+        engaged = self.per_unit and self.training and torch.is_grad_enabled()
+        return engaged and x.requires_grad and len(x) > 0 and not torch.is_autocast_enabled(x.device.type)
+
+    def _normalise_and_keep(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """The forward pass when a hook will take the gradients: keeps mean and deviation for it.
+
+        They are found again by the place of the input in memory, which is theirs alone as long as it is kept beside
+        them. A few at most, for layers that are called several times; what is not found is computed again.
+        """
+        given = (x.shape[0], x.shape[1], math.prod(x.shape[2:]), self.num_groups, self.eps)
+        y, mean, rstd = torch.native_group_norm(x.contiguous(), scale.detach(), shift.detach(), *given)
+        self._moments[x.data_ptr()] = (x.detach(), mean.detach(), rstd.detach())
+        while len(self._moments) > 4:
+            self._moments.pop(next(iter(self._moments)))
+        return y
+
     def _per_channel(self) -> tuple[Tensor | None, Tensor | None]:
         scale = None if self.weight is None else self.weight.repeat_interleave(self.field_type.size)
-        shift = None if self.bias is None else (self.bias @ self.invariant).flatten()
+        # Not a matrix product, which autocast would turn into another type than the scale's.
+        shift = None if self.bias is None else (self.bias.unsqueeze(-1) * self.invariant).sum(dim=1).flatten()
         return scale, shift
 
     def _normalise(self, x: Tensor) -> Tensor:
         if self.is_permutation:
             return F.group_norm(x, self.num_groups, eps=self.eps)
         t = self.field_type
-        y = x.reshape(x.shape[0], self.num_groups, t.fields // self.num_groups, t.size, math.prod(x.shape[2:]))
+        # Statistics in half precision are rounded so coarsely that they depend on how many images there are.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        y = wide.reshape(x.shape[0], self.num_groups, t.fields // self.num_groups, t.size, math.prod(x.shape[2:]))
         if self.scalars:
             chosen = list(self.scalars)
             mean = y[:, :, :, chosen].mean(dim=(2, 3, 4), keepdim=True)
@@ -91,7 +114,7 @@ class EquivariantGroupNorm(UnitLayer):
             mask[chosen] = 1.0
             y = y - mean * mask.view(1, 1, 1, -1, 1)
         y = y * torch.rsqrt(y.square().mean(dim=(2, 3, 4), keepdim=True) + self.eps)
-        return y.reshape(x.shape)
+        return y.reshape(x.shape).to(x.dtype)
 
     def per_unit_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> dict[nn.Parameter, Tensor]:
         """See :class:`UnitLayer`; scale ``[units, fields]``, shift ``[units, fields, parts]``."""
@@ -106,11 +129,20 @@ class EquivariantGroupNorm(UnitLayer):
 
     def _channel_gradients(self, x: Tensor, grad_output: Tensor) -> tuple[Tensor, Tensor]:
         """Of a scale and a shift of every row's and channel's own: ``[rows, channels]`` each."""
+        _, *moments = self._moments.pop(x.data_ptr(), (None,))
         x = x.detach().to(grad_output.dtype)
         if not self.is_permutation or len(x) == 0:
             return (self._normalise(x) * grad_output).flatten(2).sum(dim=2), grad_output.flatten(2).sum(dim=2)
         # Rows side by side as channels of one row: torch's backward pass then gives each row's sums apart.
         rows, channels = x.shape[:2]
+        if moments:
+            mean, rstd = (m.view(1, -1) for m in moments)
+            flat, grads = (t.reshape(1, rows * channels, -1) for t in (x, grad_output))
+            sizes = (1, rows * channels, flat.shape[2], rows * self.num_groups)
+            _, scaled, shifted = torch.ops.aten.native_group_norm_backward(
+                grads, flat, mean, rstd, flat.new_ones(rows * channels), *sizes, [False, True, True]
+            )
+            return scaled.view(rows, channels), shifted.view(rows, channels)
         with torch.enable_grad():
             scale = x.new_ones(rows * channels, requires_grad=True)
             shift = x.new_zeros(rows * channels, requires_grad=True)
