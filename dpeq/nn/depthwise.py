@@ -70,7 +70,7 @@ class _Depthwise(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             mirrored = torch.flip(kernel, list(range(2, 2 + g.dim)))
             back = Geometry(g.dim, g.kernel_size, g.stride, g.reach - 1 - g.padding, g.dilation)
-            to_input = back.convolve(grad, mirrored, groups=grad.shape[1])
+            to_input = back.convolve(grad, mirrored.to(grad.dtype), groups=grad.shape[1])
         if ctx.needs_input_grad[1]:
-            to_kernel = depthwise_filter_gradients(x, grad, g).sum(dim=0).view_as(kernel)
+            to_kernel = depthwise_filter_gradients(x.to(grad.dtype), grad, g).sum(dim=0).view_as(kernel)
         return to_input, to_kernel, None

@@ -8,6 +8,7 @@ sum is at most ``max_grad_norm`` however many views it has (De et al. 2022, arXi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -38,6 +39,17 @@ class LayerError(ConfigError):
     def __init__(self, layer: str, message: str) -> None:
         super().__init__(message)
         self.layer = layer
+
+
+def _in_one_precision(sampler: GradSampler) -> GradSampler:
+    """Under autocast a layer's input, its output's gradient and its constants differ in type; the widest one is used."""
+
+    def sample(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+        wide = reduce(torch.promote_types, (p.dtype for p in layer.parameters()), backprops.dtype)
+        inputs = [x.to(wide) if x.is_floating_point() else x for x in activations]
+        return sampler(layer, inputs, backprops.to(wide))
+
+    return sample
 
 
 class _ByFunctorch:
@@ -106,7 +118,8 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
 
     def _folded(self, kind: type[nn.Module], sampler: GradSampler) -> GradSampler:
         if issubclass(kind, UnitLayer):
-            return sampler
+            return _in_one_precision(sampler)
+        sampler = _in_one_precision(sampler)
 
         def fold(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
             if backprops.shape[0] == 0:  # Opacus' sampler of convolutions answers an empty batch with one gradient

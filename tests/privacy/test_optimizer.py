@@ -152,7 +152,7 @@ def test_what_rounding_makes_of_a_sum_does_not_depend_on_who_stands_where():
     """
     units, size = 640, 40
     large = torch.full((size,), 1.0)
-    rows = torch.stack([large if u % 16 == 1 else large * 2.0**-25 for u in range(units + 1)])
+    rows = torch.stack([large if u % 16 == 0 else large * 2.0**-25 for u in range(units + 1)])
     opt = mechanism(Bare(size), plan(clip=8.0))
     everyone, without = given_sum(opt, rows), given_sum(opt, rows[1:])
     assert float((everyone - without - rows[0].double()).norm()) <= 1e-12
