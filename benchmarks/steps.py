@@ -65,7 +65,10 @@ TASKS = {
 def build_step(
     method: str, task: Task, device: torch.device, *, bf16: bool = False, compiled: bool = False
 ) -> Callable[[], None]:
-    """A function that takes one step; everything is set up before it is returned."""
+    """A function that takes one step; everything is set up before it is returned.
+
+    ``compiled`` is for the non-private step alone: the hooks of the private ones stop torch.compile.
+    """
     model = build_model(resolve_spec(task.choice, task.shape, 2), task.shape[0], 2, seed=0).to(device).train()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(task.batch * task.views, *task.shape, generator=generator).to(device)
@@ -110,11 +113,10 @@ def build_step(
 
         return step
     wrapped = UnitGradSampleModule(model, task.views)
-    forward = torch.compile(wrapped) if compiled else wrapped
 
     def step() -> None:
         with half:
-            logits = forward(x)
+            logits = wrapped(x)
         wrapped.backward(logits, y)
         private.accumulate()
         private.finish(noise.stream("noise", 1))
