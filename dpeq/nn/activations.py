@@ -124,10 +124,7 @@ class FourierActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fields = x.flatten(2).unflatten(1, (self.field_type.fields, self.field_type.size))
-        # In half precision the samples' rounding would break the symmetry, and depend on how many images there are.
-        with torch.autocast(x.device.type, enabled=False):
-            sampled = self.samples @ fields.to(self.samples.dtype)
-            return (self.back @ self.function(sampled)).to(x.dtype).reshape(x.shape)
+        return (self.back @ self.function(self.samples @ fields)).reshape(x.shape)
 
     def plain(self) -> nn.Module:
         """The same map with its constants in buffers."""

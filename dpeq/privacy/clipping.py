@@ -42,7 +42,7 @@ class LayerError(ConfigError):
 
 
 def _in_one_precision(sampler: GradSampler) -> GradSampler:
-    """Under autocast a layer's input, its output's gradient and its constants differ in type; the widest one is used."""
+    """Under autocast a layer's input, its output's gradient and its constants differ in type; the widest is used."""
 
     def sample(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
         wide = reduce(torch.promote_types, (p.dtype for p in layer.parameters()), backprops.dtype)
