@@ -2,7 +2,7 @@
 
     python -m benchmarks.noise_time --json
 
-Inversion is what a careful float sampler does with the same stream: one uniform number of 53 bits each, put through
+Inversion is what a careful float sampler does with the same stream: one uniform number of 52 bits each, put through
 the normal quantile function. ``ratio`` is to inversion.
 """
 

@@ -57,8 +57,8 @@ def naive(total, random):
 
 def naive_can_reach(outputs, total):
     """Whether any uniform number near the one that fits yields exactly this output."""
-    near = np.floor(ndtr(outputs - total) * 2.0**53)[:, None] + np.arange(-64, 65)
-    return (total + ndtri((near + 0.5) * 2.0**-53) == outputs[:, None]).any(axis=1)
+    near = np.floor(ndtr(outputs - total) * 2.0**52)[:, None] + np.arange(-64, 65)
+    return (total + ndtri((near + 0.5) * 2.0**-52) == outputs[:, None]).any(axis=1)
 
 
 def test_the_attack_that_float_noise_allows_and_this_does_not():
