@@ -64,10 +64,11 @@ class ModelConfig(_Section):
     width_rule: Literal["parameters", "compute"] = "parameters"
     match: str | None = None  # the preset that a twin equals
     match_by: Literal["parameters", "macs"] = "parameters"
-    arguments: dict[str, Any] = {}  # of a network by import path, as are the next three
+    arguments: dict[str, Any] = {}  # of a network by import path, as are the next two
     replace_batch_norm: bool = False
     pool_output: bool = False
-    freeze: tuple[str, ...] = ()
+    trainable: tuple[str, ...] = ()  # names of layers, such as classifier, that alone are trained; empty: all
+    weights: Path | None = None  # safetensors file to start from, of public data
 
 
 class PrivacyConfig(_Section):

@@ -84,7 +84,9 @@ def examine(
         if len(edges) == 1:
             edges *= PRESETS[name].dim if name in PRESETS else 2
         shape = (channels, *edges)
-        spec = resolve_spec(ModelChoice(**model_section(name, overrides).model_dump()), shape, classes)
+        spec = resolve_spec(
+            ModelChoice(**model_section(name, overrides).model_dump(exclude={"weights"})), shape, classes
+        )
     network = build_model(spec, shape[0], classes, seed=0)
     verdicts = examine_model(network, shape, classes, views)
     if json:

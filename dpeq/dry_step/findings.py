@@ -8,7 +8,7 @@ from typing import NamedTuple
 __all__ = ["FREEZE", "TOLERANCE", "Finding", "Findings", "Stop", "in_a_line", "step_fails"]
 
 TOLERANCE = 1e-3  # relative; single precision leaves 1e-6 to 1e-4, a wrong formula leaves 1
-FREEZE = "freeze it (in a recipe: model.freeze)"
+FREEZE = "freeze it (in a recipe: model.trainable, by its name after a '!')"
 
 
 class Finding(NamedTuple):

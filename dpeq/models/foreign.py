@@ -15,7 +15,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from importlib import metadata
 from typing import Any, get_type_hints
 
@@ -43,7 +42,6 @@ class ForeignSpec:
             statistics. Networks often write their norm down where no argument reaches it.
         pool_output: average a map of scores ``[N, classes, *spatial]`` over its positions, which makes a classifier of
             a segmentation network; of several outputs the first is taken.
-        freeze: patterns of parameter names, such as "*.norm_cross_attn.*", that are not trained.
     """
 
     path: str
@@ -51,7 +49,6 @@ class ForeignSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     replace_batch_norm: bool = False
     pool_output: bool = False
-    freeze: tuple[str, ...] = ()
 
     restriction = "none"
 
@@ -83,12 +80,6 @@ class ForeignSpec:
             model = batch_norms_replaced(model)
         if self.pool_output:
             model = PooledOutput(model)
-        for pattern in self.freeze:
-            frozen = [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
-            if not frozen:
-                raise ConfigError(f"No parameter of '{self.path}' is named like '{pattern}'; take it out of freeze.")
-            for p in frozen:
-                p.requires_grad_(False)
         return model
 
     def describe(self) -> dict[str, Any]:
@@ -101,7 +92,6 @@ class ForeignSpec:
             "package_version": metadata.version(owners[0]) if owners else None,
             "replace_batch_norm": self.replace_batch_norm,
             "pool_output": self.pool_output,
-            "freeze": list(self.freeze),
         }
 
     def _arguments(self, network: Callable[..., Any], in_channels: int, classes: int) -> dict[str, Any]:

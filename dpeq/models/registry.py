@@ -16,6 +16,7 @@ from dpeq.models.cost import parameter_count
 from dpeq.models.family import FamilySpec, scaled
 from dpeq.models.foreign import ForeignSpec
 from dpeq.models.matching import KINDS, match
+from dpeq.models.partial import PartialSpec
 from dpeq.models.resnet9 import ResNet9Spec
 from dpeq.models.spec import ModelSpec
 from dpeq.models.vit import ViTSpec
@@ -28,7 +29,7 @@ __all__ = ["PRESETS", "ModelChoice", "Preset", "build_model", "describe_model", 
 
 Triple = tuple[int, int, int]
 _EQUIVARIANT = ("group", "restriction", "fields", "norm_groups", "block", "depths", "resolution")
-_FOREIGN = ("arguments", "replace_batch_norm", "pool_output", "freeze")
+_FOREIGN = ("arguments", "replace_batch_norm", "pool_output")
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class ModelChoice:
         width_rule: what stays equal when the group changes and no fields are given.
         match: the preset that a twin is made to equal.
         match_by: "parameters" or "macs".
-        arguments, replace_batch_norm, pool_output, freeze: of a network by import path, see
+        arguments, replace_batch_norm, pool_output: of a network by import path, see
             :class:`~dpeq.models.foreign.ForeignSpec`.
+        trainable: patterns of what alone is trained, see :func:`~dpeq.models.partial.train_only`; empty for all.
     """
 
     name: str
@@ -78,7 +80,7 @@ class ModelChoice:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     replace_batch_norm: bool = False
     pool_output: bool = False
-    freeze: tuple[str, ...] = ()
+    trainable: tuple[str, ...] = ()
 
 
 PRESETS: dict[str, Preset] = {
@@ -129,14 +131,12 @@ def resolve_spec(choice: ModelChoice, input_shape: tuple[int, ...], classes: int
         spec = _twin(choice, input_shape, classes)
     elif "." in choice.name or ":" in choice.name:
         _refuse(choice, (*_EQUIVARIANT, "match"))
-        spec = ForeignSpec(
-            choice.name, dim, dict(choice.arguments), choice.replace_batch_norm, choice.pool_output, choice.freeze
-        )
+        spec = ForeignSpec(choice.name, dim, dict(choice.arguments), choice.replace_batch_norm, choice.pool_output)
     else:
         spec = _preset(choice)
     if spec.dim != dim:
         raise ConfigError(f"Model '{choice.name}' is for {spec.dim}D images but these are {dim}D.")
-    return spec
+    return PartialSpec(spec, choice.trainable) if choice.trainable else spec
 
 
 def _twin(choice: ModelChoice, input_shape: tuple[int, ...], classes: int) -> ModelSpec:
@@ -244,6 +244,7 @@ def describe_model(name: str, spec: ModelSpec, model: nn.Module, input_shape: tu
         "restriction": spec.restriction,
         "invariant_under": whole.subgroup(spec.restriction).name,
         "parameters": parameter_count(model),
+        "frozen_parameters": sum(p.numel() for p in model.parameters() if not p.requires_grad),
         "dim": whole.dim,
         "input_shape": list(input_shape),
         **spec.describe(),

@@ -124,6 +124,14 @@ def _assumptions(source: RunDirectory) -> list[tuple[Kind, str, str]]:
             "vocabulary of the data set entered the network.",
         ),
     ]
+    if weights := source.run.get("starting_weights"):
+        found.append(
+            (
+                "Starting weights",
+                f"The starting weights come from {weights['name']} (SHA-256 {weights['sha256']}); the guarantee does "
+                "not cover the data they were trained on; if that was the same patients, epsilon adds up.",
+            )
+        )
     if plan.unit == "patient":
         found.append(
             (

@@ -17,6 +17,8 @@ from dpeq.data.images import ImageSet
 from dpeq.data.load import image_shape, load_splits
 from dpeq.data.views import Augment
 from dpeq.errors import ConfigError, DataError
+from dpeq.models.foreign import ForeignSpec
+from dpeq.models.partial import PartialSpec
 from dpeq.models.registry import ModelChoice, build_model, resolve_spec
 from dpeq.models.spec import ModelSpec
 from dpeq.privacy.plan import PrivacyPlan
@@ -40,6 +42,12 @@ class Prepared:
     shape: tuple[int, ...]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def foreign(self) -> bool:
+        """Whether others wrote the network."""
+        whole = self.spec.whole if isinstance(self.spec, PartialSpec) else self.spec
+        return isinstance(whole, ForeignSpec)
+
 
 def prepare(config: RunConfig) -> Prepared:
     """Resolves card, network and shapes; raises :class:`ConfigError` for what does not fit together."""
@@ -59,7 +67,7 @@ def prepare(config: RunConfig) -> Prepared:
     if d.manifest is not None and not d.manifest.is_file():
         raise DataError(f"There is no manifest {d.manifest}; make one with 'dpeq index FOLDER --out {d.manifest}'.")
     shape = image_shape(card, volume)
-    spec = resolve_spec(ModelChoice(**config.model.model_dump()), shape, len(card.classes))
+    spec = resolve_spec(ModelChoice(**config.model.model_dump(exclude={"weights"})), shape, len(card.classes))
     # Wrong norm groups and the like are found here, before data or budget is touched.
     build_model(spec, shape[0], len(card.classes), seed=0)
     weights = config.training.class_weights

@@ -21,8 +21,8 @@ from dpeq.data.images import ImageSet
 from dpeq.dry_step import require_trainable
 from dpeq.errors import DataError, DpeqError
 from dpeq.evaluation.predict import predict_units
-from dpeq.models.foreign import ForeignSpec
 from dpeq.models.registry import build_model, describe_model
+from dpeq.models.weights import StartingWeights
 from dpeq.privacy.curve import EpsilonCurve
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
@@ -162,6 +162,7 @@ def run(
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     prepared = prepare(config)
+    weights = None if config.model.weights is None else StartingWeights.read(config.model.weights)
     check_tracking(config)
     ranks = ranks or Ranks(device=choose_device(config.training.device))
     device = ranks.device
@@ -187,7 +188,8 @@ def run(
         randomness = Randomness.create(config.training.seed)
         init_seed = randomness.init_seed if resume is None else start.init_seed
         model = build_model(prepared.spec, prepared.shape[0], len(prepared.card.classes), init_seed)
-        if isinstance(prepared.spec, ForeignSpec):
+        fresh = () if weights is None else weights.put_into(model)
+        if prepared.foreign:
             observer.stage("Making one dry private step")
             require_trainable(model, prepared.shape, len(prepared.card.classes), plan.views)
         if resume is None:
@@ -263,6 +265,7 @@ def run(
             "log_private_metrics": config.training.log_private_metrics,
             **environment(device),
             "model": describe_model(config.model.name, prepared.spec, model, prepared.shape),
+            "starting_weights": None if weights is None else weights.to_dict(fresh),
             "data": _describe_data(prepared, splits, start.data_sha256),
         }
         write_json(folder, "run.json", record)  # the last file: with it, the run is finished

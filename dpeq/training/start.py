@@ -20,6 +20,7 @@ import dpeq
 from dpeq.config import RunConfig, load_config
 from dpeq.data.cards import Card
 from dpeq.errors import ConfigError, DataError
+from dpeq.models.weights import sha256_of
 from dpeq.privacy.ledger import Ledger
 from dpeq.training.files import write_durably
 
@@ -46,6 +47,8 @@ def settings_of(config: RunConfig, card: Card) -> dict[str, Any]:
     kept = {k: v for k, v in flat.items() if not any(k == key or k.startswith(f"{key}.") for key in MACHINE_KEYS)}
     if math.isinf(config.privacy.epsilon):
         kept["privacy.epsilon"] = "inf"
+    if config.model.weights is not None:
+        kept["model.weights"] = sha256_of(config.model.weights)  # by its content, wherever the file lies
     return json.loads(json.dumps(kept, allow_nan=False))
 
 

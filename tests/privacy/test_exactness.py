@@ -19,6 +19,7 @@ from dpeq.config import load_config
 from dpeq.errors import ConfigError
 from dpeq.groups import group
 from dpeq.models.family import FamilySpec
+from dpeq.models.registry import PRESETS, build_model
 from dpeq.models.resnet9 import ResNet9Spec
 from dpeq.models.vit import ViTSpec
 from dpeq.models.wide_resnet import WideResNetSpec
@@ -252,6 +253,26 @@ def test_one_of_hundreds_moves_the_sum_by_at_most_c(kind, way, units, place, cut
     without = torch.arange(units) != place
     before = clipped_sum(net, x[without], y[without], p, cuts[1], half=half)
     assert float((after - before).norm()) <= 0.01 * (1 + BAR)
+
+
+@pytest.mark.parametrize("name", ["eqresnet9-small", "eqnet-xs"])
+def test_how_many_stand_beside_moves_a_gradient_by_less_than_the_margin(name):
+    """Of blank images too, at which norms see equal numbers, once biases have moved from zero."""
+    net = build_model(PRESETS[name].spec, 1, 2, seed=0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 0.1 * torch.randn_like(p)
+    x, y, p = torch.zeros(16, 1, 28, 28), torch.zeros(16, dtype=torch.int64), plan(clip=1e12)
+    x[1::2] = torch.randn(8, 1, 28, 28)
+    x[2, 0, 5:9] = 1.0
+    alone = [clipped_sum(net, x[i : i + 1], y[:1], p, 1) for i in range(3)]
+    for beside in (2, 5, 16):
+        wrapped = UnitGradSampleModule(net)
+        wrapped.backward(wrapped(x[:beside]), y[:beside])
+        found = torch.cat([q.grad_sample.flatten(1) for q in net.parameters()], dim=1).double()
+        wrapped.detach()
+        for i in range(min(3, beside)):
+            assert distance(found[i], alone[i]) <= 1e-5, (beside, i)
 
 
 @pytest.mark.parametrize("way", WAYS)
