@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dpeq.errors import ConfigError
 from dpeq.nn.fields import FieldType
-from dpeq.nn.layer import UnitLayer, per_field_sums
+from dpeq.nn.layer import UnitLayer, per_field_sums, trains
 
 __all__ = ["EquivariantGroupNorm", "divisor_near"]
 
@@ -79,6 +79,7 @@ class EquivariantGroupNorm(UnitLayer):
 
     def _leaves_to_hook(self, x: Tensor) -> bool:
         engaged = self.per_unit and self.training and torch.is_grad_enabled()
+        engaged = engaged and (trains(self.weight) or trains(self.bias))  # of a frozen norm, no hook would take them
         return engaged and x.requires_grad and len(x) > 0 and not torch.is_autocast_enabled(x.device.type)
 
     def _normalise_and_keep(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -93,6 +94,10 @@ class EquivariantGroupNorm(UnitLayer):
         while len(self._moments) > 4:
             self._moments.pop(next(iter(self._moments)))
         return y
+
+    def leave_to_autograd(self) -> None:
+        super().leave_to_autograd()
+        self._moments.clear()
 
     def _per_channel(self) -> tuple[Tensor | None, Tensor | None]:
         scale = None if self.weight is None else self.weight.repeat_interleave(self.field_type.size)
