@@ -17,6 +17,7 @@ from dpeq.errors import ConfigError
 from dpeq.models.partial import train_only
 from dpeq.models.registry import ModelChoice, build_model, resolve_spec
 from dpeq.models.weights import StartingWeights
+from dpeq.nn.norm import EquivariantGroupNorm
 from dpeq.privacy.clipping import UnitGradSampleModule
 from dpeq.privacy.optimizer import PlanOptimizer
 from dpeq.reporting.model import build_report
@@ -238,6 +239,16 @@ def test_nothing_is_watched_or_differentiated_before_the_first_trained_layer(nam
     frozen = [p for p in model.parameters() if not p.requires_grad]
     assert all(p.grad is None and getattr(p, "grad_sample", None) is None for p in frozen)
     assert not any(getattr(layer, "activations", None) for layer in model.modules()), "nothing is kept"
+
+
+def test_frozen_layers_behind_a_trained_one_keep_no_images():
+    spec = resolve_spec(ModelChoice("eqnet-xs", trainable=("stem",)), (1, 28, 28), 2)
+    model = build_model(spec, 1, 2, seed=0).train()
+    wrapped = UnitGradSampleModule(model)
+    wrapped.backward(wrapped(torch.randn(4, 1, 28, 28)), torch.tensor([0, 1, 0, 1]))
+    norms = [layer for layer in model.modules() if isinstance(layer, EquivariantGroupNorm)]
+    assert len(norms) > 3
+    assert not any(layer._moments for layer in norms)
 
 
 @pytest.mark.parametrize("pattern", ["stem", "stages.1", "*.bias"])
