@@ -22,6 +22,10 @@ class UnitLayer(nn.Module, ABC):
     views: int = 1
     per_unit: bool = False
 
+    def leave_to_autograd(self) -> None:
+        """Forgets everything about units: from here on this is a layer like any other."""
+        self.views, self.per_unit = 1, False
+
     @abstractmethod
     def per_unit_gradients(self, x: Tensor, grad_output: Tensor, views: int) -> dict[nn.Parameter, Tensor]:
         """Gradients of the summed loss, per unit.

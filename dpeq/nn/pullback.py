@@ -87,7 +87,7 @@ def gradients_by_element(
             geometry,
             groups=count,
         )
-        _through(basis, correlated.view(-1, taps), found[start : start + count])
+        _through(basis, correlated.view(count, -1, taps), found[start : start + count])
     return found
 
 
@@ -112,16 +112,18 @@ def fold_filter_gradients(
         part = slice(start * views, (start + chunk) * views)
         whole = filter_gradients(x[part], grad_output[part], geometry, views).reshape(-1, uses.numel())
         folded = whole.index_select(1, uses.flatten()).view(-1, repeats, free)
-        _through(basis, folded.sum(dim=1).view(-1, columns), found[start : start + chunk])
+        by_unit = folded.sum(dim=1).view(len(x[part]) // views, -1, columns)
+        _through(basis, by_unit, found[start : start + chunk])
     return found
 
 
 def _through(basis: Tensor, free: Tensor, out: Tensor) -> None:
-    """``free [n, columns]`` times the transposed basis, written to ``out`` (``n * rows`` numbers).
+    """``free [units, n, columns]`` times the transposed basis, written to ``out`` (``units * n * rows`` numbers).
 
-    A product with few columns is slow; two rows at once, times the basis twice on a diagonal, are twice as fast.
+    A product with few columns is slow; two rows at once, times the basis twice on a diagonal, are twice as fast. The
+    two must be of one unit: where one row is not finite, its zeros on the diagonal make the other one NaN.
     """
-    twice = len(free) % 2 == 0 and basis.shape[1] < 16
+    twice = free.shape[1] % 2 == 0 and basis.shape[1] < 16
     matrix = (torch.block_diag(basis, basis) if twice else basis).T.contiguous()
     torch.mm(free.view(-1, len(matrix)), matrix, out=out.view(-1, matrix.shape[1]))
 

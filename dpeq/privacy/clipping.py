@@ -253,6 +253,6 @@ class UnitGradSampleModule(GradSampleModule):  # type: ignore[misc]  # Opacus is
         self.cleanup()
         for layer in self._module.modules():
             if isinstance(layer, UnitLayer):
-                layer.views, layer.per_unit = 1, False
+                layer.leave_to_autograd()
         module: nn.Module = self._module
         return module

@@ -20,8 +20,8 @@ from torch import Tensor
 
 __all__ = ["Randomness", "Stream"]
 
-Use = Literal["sampling", "views", "noise", "augment"]
-_USES: tuple[Use, ...] = ("sampling", "views", "noise", "augment")
+Use = Literal["sampling", "views", "noise", "augment", "layers"]
+_USES: tuple[Use, ...] = ("sampling", "views", "noise", "augment", "layers")
 
 
 class Stream:
@@ -61,11 +61,20 @@ class Randomness:
     _key: bytes = field(repr=False)
 
     @classmethod
-    def create(cls, seed: int | None) -> Randomness:
-        """A key from the operating system, or derived from ``seed`` by a hash."""
-        key = secrets.token_bytes(32) if seed is None else hashlib.sha256(f"dpeq|{seed}".encode()).digest()
-        init = hashlib.sha256(b"init|" + key).digest()
-        return cls(seed, int.from_bytes(init[:8], "big") >> 1, key)
+    def create(cls, seed: int | None, context: str = "") -> Randomness:
+        """A key from the operating system, or derived from ``seed`` and ``context`` by a hash.
+
+        Args:
+            context: everything that a run's sums depend on (plan, settings, data). Two runs of one seed that differ in
+                it get different noise: with the same, the difference of their releases would be bare of it. The
+                initial weights depend on the seed alone.
+        """
+        if seed is None:
+            key = init = secrets.token_bytes(32)
+        else:
+            init = hashlib.sha256(f"dpeq|{seed}".encode()).digest()
+            key = hashlib.sha256(init + context.encode()).digest()
+        return cls(seed, int.from_bytes(hashlib.sha256(b"init|" + init).digest()[:8], "big") >> 1, key)
 
     @property
     def kind(self) -> str:

@@ -134,6 +134,7 @@ def train(
             if hand.step == 0:
                 stopped = hand.stopped
                 break
+            torch.manual_seed(hand.seed ^ ranks.rank)  # a step that is repeated drops out the same
             loss = torch.zeros((), device=device)
             state.optimizer.statistics = GradientStatistics() if log_private_metrics else None
             own = hand.share(ranks, plan.views)
@@ -176,6 +177,7 @@ class _Hand:
 
     step: int
     stopped: bool
+    seed: int  # of torch's generator, for layers that are random themselves (dropout); it protects nobody
     rows: Tensor  # int64 [units * views], images
     draws: Draws | None  # of the same rows
 
@@ -209,29 +211,30 @@ class _Deck:
         step = (state.step if self.repeats else max(state.step, ledger.steps)) + 1
         over = step > self.plan.steps
         if over or should_stop():
-            return self._say(_Hand(0, not over, torch.empty(0, dtype=torch.int64), None), ranks)
+            return self._say(_Hand(0, not over, 0, torch.empty(0, dtype=torch.int64), None), ranks)
         if step > ledger.steps:
             ledger.spend(step)  # before anything is read: a crash from here on can only over-count
         sampled = poisson_sample(self.images.n_units, self.plan.sample_rate, randomness.stream("sampling", step))
         # All rows are chosen at once, so that the physical batch size cannot change which.
         rows = self.views.choose(sampled, randomness.stream("views", step))
         draws = None if self.augment is None else self.augment.draw(randomness.stream("augment", step), len(rows))
-        return self._say(_Hand(step, False, rows, draws), ranks)
+        seed = int(randomness.stream("layers", step).words(1)[0]) >> 1
+        return self._say(_Hand(step, False, seed, rows, draws), ranks)
 
     def _say(self, hand: _Hand, ranks: Ranks) -> _Hand:
-        ranks.tell(torch.cat([torch.tensor([hand.step, int(hand.stopped)]), hand.rows]))
+        ranks.tell(torch.cat([torch.tensor([hand.step, int(hand.stopped), hand.seed]), hand.rows]))
         if hand.draws is not None:
             ranks.tell(hand.draws.values.flatten())
         return hand
 
     def _hear(self, ranks: Ranks) -> _Hand:
         message = ranks.tell(None)
-        step, stopped, rows = int(message[0]), bool(message[1]), message[2:]
+        step, stopped, seed, rows = int(message[0]), bool(message[1]), int(message[2]), message[3:]
         draws = None
         if self.augment is not None and step:
             values = ranks.tell(None)  # of no rows, too: rank 0 says it
             draws = Draws(values.view(len(rows), -1) if len(rows) else values.view(0, 0))
-        return _Hand(step, stopped, rows, draws)
+        return _Hand(step, stopped, seed, rows, draws)
 
 
 def _check(images: ImageSet, plan: PrivacyPlan, ledger: Ledger | None, resumes: bool) -> None:

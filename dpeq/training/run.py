@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -185,7 +186,7 @@ def run(
         _check_evaluable(splits)
         agree_on(ranks, prepared, splits)
         laps.end("data")
-        randomness = Randomness.create(config.training.seed)
+        randomness = Randomness.create(config.training.seed, _context(plan, prepared, splits))
         init_seed = randomness.init_seed if resume is None else start.init_seed
         model = build_model(prepared.spec, prepared.shape[0], len(prepared.card.classes), init_seed)
         fresh = () if weights is None else weights.put_into(model)
@@ -295,6 +296,13 @@ def _score(model: nn.Module, images: ImageSet, device: torch.device, config: Run
         images.classes,
         n_bootstrap=config.evaluation.bootstrap,
     )
+
+
+def _context(plan: PrivacyPlan, prepared: Prepared, splits: dict[str, ImageSet]) -> str:
+    """What two runs of one seed must share to share their noise: all that their sums depend on. Kept nowhere."""
+    settings = {name: value for name, value in settings_of(prepared.config, prepared.card).items() if name != "name"}
+    hashes = [splits[name].sha256() for name in sorted(splits)]
+    return json.dumps([plan.sha256, settings, hashes], sort_keys=True)
 
 
 def _fingerprint(splits: dict[str, ImageSet], key: bytes) -> str:

@@ -48,3 +48,20 @@ def test_each_call_finds_its_own_statistics(times, views):
     for name, p in net.named_parameters():
         assert relative_error(p.grad_sample, expected[name]) <= 1e-10, name
     assert len(net.norm._moments) <= 4
+
+
+def test_a_frozen_or_released_norm_keeps_nothing():
+    net = Repeated(2)
+    for p in net.norm.parameters():
+        p.requires_grad_(False)
+    wrapped = UnitGradSampleModule(net)
+    x, y = torch.randn(3, 1, 7, 7), torch.tensor([0, 1, 2])
+    wrapped.backward(wrapped(x), y)
+    assert not net.norm._moments, "no hook would ever take them"
+    wrapped.detach()
+    net.norm.requires_grad_(True)
+    wrapped = UnitGradSampleModule(net)
+    wrapped(x)
+    assert net.norm._moments
+    wrapped.detach()
+    assert not net.norm._moments

@@ -139,7 +139,7 @@ def test_one_step_is_the_formula_for_any_physical_batch(cut, views):
     x = x.double()
     p = plan(0.0, views=views)
     bound = optimizer(net, p).bound  # a little below C, for rounding
-    assert p.max_grad_norm * (1 - 2e-5) < bound < p.max_grad_norm
+    assert p.max_grad_norm * (1 - 2e-4) < bound < p.max_grad_norm
     expected = clipped_sum(net, x, y, bound, views) / p.expected_batch_size
     before = nn.utils.parameters_to_vector(net.parameters()).clone()
     wrapped, opt = UnitGradSampleModule(net, views), optimizer(net, p)
@@ -334,3 +334,28 @@ def test_an_empty_batch_has_no_gradients_in_any_layer(views):
     wrapped = UnitGradSampleModule(model, views)
     wrapped.backward(wrapped(torch.zeros(0, 1, 5, 5)), torch.zeros(0, dtype=torch.long))
     assert all(p.grad_sample.shape == (0, *p.shape) for p in model.parameters())
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("fields", [(1, 1, 1), (3, 6, 12), (3, 3, 5)])
+@pytest.mark.parametrize("broken", [math.nan, math.inf, 1e30])
+def test_a_unit_that_is_not_finite_touches_no_other_one_of_any_batch(fields, views, broken):
+    """Odd numbers of fields, even numbers of units: two rows of one matrix product were once of different units."""
+    torch.manual_seed(0)
+    for name in ("D4", "C4", "axial-C4"):
+        net = EqResNet9(ResNet9Spec(name, "halved", fields, (1, 1, 1), stem_pool=True), 1, 3)
+        x, y = batch(group(name).dim, 6, views)
+        wrapped = UnitGradSampleModule(net, views)
+        wrapped.backward(wrapped(x), y)
+        clean = {key: p.grad_sample.clone() for key, p in net.named_parameters()}
+        for bad in ([0], [2, 3], [0, 2, 4], [1, 3, 5]):
+            spoilt = x.clone()
+            for unit in bad:
+                spoilt[unit * views : (unit + 1) * views] = broken
+            for p in net.parameters():
+                p.grad_sample = None
+            wrapped.backward(wrapped(spoilt), y)
+            good = [u for u in range(6) if u not in bad]
+            for key, p in net.named_parameters():
+                assert torch.equal(p.grad_sample[good], clean[key][good]), (name, key, bad)
+        wrapped.detach()

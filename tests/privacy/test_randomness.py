@@ -23,7 +23,11 @@ def test_key_stream_is_chacha20_of_rfc_8439():
 
 def test_streams_are_distinct_by_key_use_and_step():
     random = Randomness.create(1)
-    streams = [random.stream(use, step) for use in ("sampling", "views", "noise", "augment") for step in (1, 2, 2**33)]
+    streams = [
+        random.stream(use, step)
+        for use in ("sampling", "views", "noise", "augment", "layers")
+        for step in (1, 2, 2**33)
+    ]
     streams.append(Randomness.create(2).stream("noise", 1))
     draws = torch.stack([s.uniform(20_000) for s in streams])
     correlation = torch.corrcoef(draws) - torch.eye(len(draws))
@@ -64,3 +68,14 @@ def test_the_last_cell_is_not_rounded_to_one(monkeypatch):
     stream = Randomness.create(0).stream("noise", 1)
     monkeypatch.setattr(Stream, "words", lambda self, count: np.full(count, 2**64 - 1, dtype=np.uint64))
     assert float(stream.uniform(1)) < 1
+
+
+def test_one_seed_gives_other_noise_to_other_sums_and_the_same_initial_weights():
+    """The difference of two releases with one noise would show the difference of their sums."""
+    one, two = Randomness.create(5, "plan, lr 0.1"), Randomness.create(5, "plan, lr 0.2")
+    assert one.init_seed == two.init_seed == Randomness.create(5).init_seed != Randomness.create(6).init_seed
+    for use in ("sampling", "views", "noise", "augment", "layers"):
+        assert not torch.equal(one.stream(use, 1).uniform(4), two.stream(use, 1).uniform(4))
+        assert torch.equal(
+            one.stream(use, 1).uniform(4), Randomness.create(5, "plan, lr 0.1").stream(use, 1).uniform(4)
+        )

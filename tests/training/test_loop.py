@@ -209,3 +209,18 @@ def test_a_network_that_begins_to_remember_stops_the_run_before_it_is_released(t
     with Ledger.create(tmp_path / "l.jsonl", p) as ledger, pytest.raises(ConfigError, match="'kept' is changed"):
         train(model, patients(), p, ledger, OptimizerSettings(lr=0.0), Randomness.create(1), device=CPU)
     assert read_ledger(tmp_path / "l.jsonl").steps == 3, "the two steps before were sound, the third is spent"
+
+
+def test_layers_that_are_random_themselves_repeat_under_a_seed(tmp_path):
+    """Dropout draws from torch's generator, which a step begins at a place of its own."""
+
+    def weights(name: str, before: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+        torch.manual_seed(before)
+        p = plan(noise_multiplier=0.0, epsilon_target=math.inf, accountant="none", epsilon={})
+        with Ledger.create(tmp_path / f"{name}.jsonl", p) as ledger:
+            train(model, patients(), p, ledger, OptimizerSettings(0.5), Randomness.create(3), device=CPU)
+        return flat(model)
+
+    assert torch.equal(weights("a", before=1), weights("b", before=2))
