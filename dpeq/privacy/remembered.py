@@ -13,11 +13,13 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dpeq.errors import ConfigError
 from dpeq.privacy import plan as plan_module
 from dpeq.privacy.accounting import epsilon_curve
 from dpeq.privacy.plan import PrivacyPlan, calibrate
@@ -33,7 +35,14 @@ _PACKAGES = ("prv-accountant", "opacus", "dp-accounting", "scipy", "numpy")
 def remembered_plan(**constants: Any) -> PrivacyPlan:
     """:func:`dpeq.privacy.plan.calibrate`, asked once per machine; takes its arguments and raises its errors."""
     question = {"calibrate": {name: str(value) for name, value in constants.items()}}
-    return PrivacyPlan.from_dict(_remembered(question, lambda: calibrate(**constants).to_dict()))
+    plan = PrivacyPlan.from_dict(_remembered(question, lambda: calibrate(**constants).to_dict()))
+    named = {**constants, "epsilon_target": constants["epsilon"]}
+    for name in {f.name for f in fields(PrivacyPlan)} & {n for n, value in named.items() if value is not None}:
+        if name != "epsilon" and getattr(plan, name) != named[name]:
+            raise ConfigError(
+                f"The plan kept in {cache_dir('accounting')} has another {name} than was asked for; empty that folder."
+            )
+    return plan
 
 
 def remembered_curve(plan: PrivacyPlan) -> list[tuple[int, float]]:

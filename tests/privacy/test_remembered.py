@@ -22,8 +22,10 @@ CONSTANTS = {
 }
 
 
-def fake(sigma: float) -> PrivacyPlan:
-    return PrivacyPlan(8.0, 1e-4, "image", 0.1, 20, 64, sigma, 1.0, 640, accountant="rdp", epsilon={"rdp": 7.9})
+def fake(sigma: float, **changes) -> PrivacyPlan:
+    values = {**CONSTANTS, "sample_rate": 0.1, "noise_multiplier": sigma, **changes}
+    values["epsilon_target"] = values.pop("epsilon")
+    return PrivacyPlan(**values, accountant="rdp", epsilon={"rdp": 6.9})
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ def asked(tmp_path, monkeypatch):
         calls.append(constants)
         if constants["steps"] == 0:
             raise ConfigError("no steps")
-        return fake(1.0 + len(calls))
+        return fake(1.0 + len(calls), **constants)
 
     monkeypatch.setattr(remembered, "calibrate", calibrate)
     return calls
@@ -110,3 +112,11 @@ def test_a_curve_is_kept_too(monkeypatch):
     assert len(calls) == 1
     remembered.remembered_curve(fake(1.5))
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("change", [{"steps": 200}, {"max_grad_norm": 9.0}, {"delta": 1e-3}, {"epsilon": 80.0}])
+def test_a_forged_answer_to_another_question_is_refused(monkeypatch, change):
+    """Its checksum can be made by anybody; the public constants are compared as well."""
+    monkeypatch.setattr(remembered, "calibrate", lambda **constants: fake(2.0, **{**constants, **change}))
+    with pytest.raises(ConfigError, match="empty that folder"):
+        remembered.remembered_plan(**CONSTANTS)
