@@ -140,6 +140,11 @@ class Start:
 
     def check_ledger(self, ledger: Ledger) -> None:
         """Raises :class:`DataError` unless ``ledger`` is this run's and ``self`` is what it was; binds an empty one."""
+        if ledger.plan.sha256 != self.plan_sha256:  # also where no note binds the two yet
+            raise DataError(
+                f"The ledger {ledger.path} was begun under another plan than the {FILE} beside it; restore plan.json "
+                "and ledger from a backup, or train anew."
+            )
         starts = [note for note in ledger.notes if note["kind"] == "start"]
         if not starts and ledger.steps == 0:
             ledger.note("start", sha256=self.sha256)  # the crash came before this line, and before any step

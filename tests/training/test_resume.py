@@ -7,6 +7,7 @@ import signal
 import stat
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -444,6 +445,23 @@ def test_a_crash_before_the_ledger_knew_its_run_is_mended(room, monkeypatch, unt
     assert len(read_ledger(folder / "ledger.jsonl")) == 1
     go(room, resume=folder)
     assert weights(folder) == untouched
+
+
+def test_a_plan_with_less_noise_does_not_slip_in_before_the_ledger_knew_its_run(room, monkeypatch, plan):
+    def die(self, ledger):
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(start.Start, "check_ledger", die)
+        with pytest.raises(Crash):
+            go(room)
+    folder = room / "runs" / "chaos"
+    other = replace(plan, noise_multiplier=plan.noise_multiplier / 10)
+    (folder / "ledger.jsonl").unlink()
+    other.write(folder / "plan.json")
+    Ledger.create(folder / "ledger.jsonl", other).close()
+    with pytest.raises(DataError, match=r"begun under another plan than the start\.json"):
+        go(room, resume=folder)
 
 
 def test_a_crash_while_evaluating_costs_nothing(room, monkeypatch, untouched):
