@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from dpeq.errors import ConfigError, DataError
+from dpeq.errors import DataError
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.training import checkpoint as checkpoints
 from dpeq.training.checkpoint import Checkpoint
+from dpeq.training.conditions import refuse_another_repetition
 from dpeq.training.files import remove_leftovers
-from dpeq.training.start import Start, code_versions, refuse_finished
+from dpeq.training.start import Start, refuse_finished
 from dpeq.training.state import TrainingState
 
 _log = logging.getLogger(__name__)
@@ -71,11 +74,17 @@ def find_checkpoint(folder: Path, start: Start, ledger: Ledger) -> Checkpoint | 
     return found
 
 
-def settle(start: Start, ledger: Ledger, found: Checkpoint | None) -> None:
+def settle(
+    start: Start, ledger: Ledger, found: Checkpoint | None, versions: Mapping[str, str], machine: Mapping[str, Any]
+) -> None:
     """Writes into the ledger what resuming means for the steps after the checkpoint, before any step is taken.
 
+    Args:
+        versions, machine: of this session, see :mod:`dpeq.training.conditions`.
+
     Raises:
-        ConfigError: when steps would be repeated by other versions of the code, which might not repeat them.
+        ConfigError: when steps would be repeated by other versions of the code or on another machine, where they might
+            round to something else.
     """
     reached = 0 if found is None else found.step
     if ledger.tear and ledger.steps < ledger.plan.steps:
@@ -84,17 +93,22 @@ def settle(start: Start, ledger: Ledger, found: Checkpoint | None) -> None:
         lost, repeated = ledger.steps - reached, 0
     else:
         lost, repeated = 0, ledger.steps - reached
-        now = code_versions()
-        changed = [name for name in now if now[name] != start.versions.get(name)]
-        if repeated and changed:
-            raise ConfigError(
-                f"The run would repeat {repeated} steps, but {changed[0]} is {now[changed[0]]} and was "
-                f"{start.versions.get(changed[0])} when it began; resume with the old version."
-            )
-    ledger.note("resume", checkpoint_step=reached, ledger_steps=ledger.steps, lost=lost, repeated=repeated)
+        if repeated:
+            machines = _machines_behind(start, ledger, reached)
+            refuse_another_repetition(repeated, (start.versions, versions), (machines, machine))
+    fates = {"lost": lost, "repeated": repeated}
+    ledger.note("resume", checkpoint_step=reached, ledger_steps=ledger.steps, **fates, machine=dict(machine))
     if ledger.steps > reached:
         fate = f"lost, and stay spent: {lost}" if lost else f"repeated, at no further cost: {repeated}"
         _log.info("Resumed after step %d; steps %s.", reached, fate)
+
+
+def _machines_behind(start: Start, ledger: Ledger, reached: int) -> list[dict[str, Any]]:
+    """Of all sessions that took steps after ``reached``, first to last."""
+    resumes = [note for note in ledger.notes if note["kind"] == "resume"]
+    begun = [(0, start.machine), *((note["checkpoint_step"], note["machine"]) for note in resumes)]
+    ended = [*(note["ledger_steps"] for note in resumes), ledger.steps]
+    return [machine for (first, machine), last in zip(begun, ended, strict=True) if last > max(first, reached)]
 
 
 class Keeper:

@@ -29,6 +29,7 @@ from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Randomness
 from dpeq.training.checkpoint import FOLDER
+from dpeq.training.conditions import code_versions, machine_of
 from dpeq.training.distributed import Ranks
 from dpeq.training.files import fingerprint_key, make_folder, new_folder, sync, write_json, write_run_file
 from dpeq.training.follow import agree_on, announce
@@ -44,7 +45,7 @@ from dpeq.training.prepare import (
 )
 from dpeq.training.provenance import environment, peak_memory_mib
 from dpeq.training.resume import Keeper, find_checkpoint, reopen, settle
-from dpeq.training.start import Start, code_versions, settings_of
+from dpeq.training.start import Start, settings_of
 from dpeq.training.state import TrainingState
 from dpeq.training.tracking import Tracker, check_tracking, open_trackers
 
@@ -193,6 +194,8 @@ def run(
         if prepared.foreign:
             observer.stage("Making one dry private step")
             require_trainable(model, prepared.shape, len(prepared.card.classes), plan.views)
+        versions = code_versions(model, config.model.name if prepared.foreign else None)
+        machine = machine_of(config, device, ranks.world)
         if resume is None:
             folder = new_folder(out, config.name)
             start = Start(
@@ -205,7 +208,8 @@ def run(
                 plan_sha256=plan.sha256,
                 data_sha256=_fingerprint(splits, fingerprint_key(out, make=True)),
                 settings=settings_of(config, prepared.card),
-                versions=code_versions(),
+                versions=versions,
+                machine=machine,
             )
             ledger = held.enter_context(_begin(folder, config, plan, start))
             found = None
@@ -214,7 +218,7 @@ def run(
             folder = resume
             start.check_data(_fingerprint(splits, fingerprint_key(folder.resolve().parent, make=False)))
             found = find_checkpoint(folder, start, ledger)
-            settle(start, ledger, found)
+            settle(start, ledger, found, versions, machine)
             observer.stage(_resumption(ledger))
         keeper = Keeper(folder, start, ledger, config.training.checkpoint_every, found)
         resumed_at = 0 if found is None else found.step
@@ -300,7 +304,9 @@ def _score(model: nn.Module, images: ImageSet, device: torch.device, config: Run
 
 def _context(plan: PrivacyPlan, prepared: Prepared, splits: dict[str, ImageSet]) -> str:
     """What two runs of one seed must share to share their noise: all that their sums depend on. Kept nowhere."""
-    settings = {name: value for name, value in settings_of(prepared.config, prepared.card).items() if name != "name"}
+    settings = settings_of(prepared.config, prepared.card)
+    for name in ("name", "data.card"):  # what the run is called, and where the card lies whose content is in there
+        del settings[name]
     hashes = [splits[name].sha256() for name in sorted(splits)]
     return json.dumps([plan.sha256, settings, hashes], sort_keys=True)
 

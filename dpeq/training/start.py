@@ -12,11 +12,9 @@ import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import dpeq
 from dpeq.config import RunConfig, load_config
 from dpeq.data.cards import Card
 from dpeq.errors import ConfigError, DataError
@@ -24,7 +22,7 @@ from dpeq.models.weights import sha256_of
 from dpeq.privacy.ledger import Ledger
 from dpeq.training.files import write_durably
 
-__all__ = ["MACHINE_KEYS", "Start", "code_versions", "refuse_finished", "resumed_config", "settings_of"]
+__all__ = ["MACHINE_KEYS", "Start", "refuse_finished", "resumed_config", "settings_of"]
 
 FILE = "start.json"
 _FORMAT = 1
@@ -38,7 +36,8 @@ MACHINE_KEYS = (
     "data.root",
     "data.manifest",
 )
-"""What may change when a run is resumed: it says where and how fast, not what. Data is recognised by its content."""
+"""What may change when a run is resumed: it says where and how fast, not what. Data is recognised by its content.
+Steps are repeated only on the same :func:`~dpeq.training.conditions.machine_of`, for it decides how sums round."""
 
 
 def settings_of(config: RunConfig, card: Card) -> dict[str, Any]:
@@ -50,11 +49,6 @@ def settings_of(config: RunConfig, card: Card) -> dict[str, Any]:
     if config.model.weights is not None:
         kept["model.weights"] = sha256_of(config.model.weights)  # by its content, wherever the file lies
     return json.loads(json.dumps(kept, allow_nan=False))
-
-
-def code_versions() -> dict[str, str]:
-    """What must be the same for a step to be repeated to the last bit."""
-    return {"dpeq": dpeq.__version__, "torch": metadata.version("torch"), "numpy": metadata.version("numpy")}
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,8 @@ class Start:
         plan_sha256: of the plan.
         data_sha256: keyed fingerprint of all splits.
         settings: :func:`settings_of` the configuration.
-        versions: :func:`code_versions`.
+        versions: :func:`~dpeq.training.conditions.code_versions`.
+        machine: :func:`~dpeq.training.conditions.machine_of` the first session; a later one's is in its resume note.
     """
 
     run: str
@@ -82,6 +77,7 @@ class Start:
     data_sha256: str
     settings: dict[str, Any]
     versions: dict[str, str]
+    machine: dict[str, Any]
 
     @staticmethod
     def new_name() -> str:

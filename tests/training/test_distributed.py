@@ -159,7 +159,7 @@ def test_a_silent_rank_is_waited_for_no_longer_than_patience(failures):
 
 @given(units=st.integers(0, 40), views=st.integers(1, 4), world=st.integers(1, 5))
 def test_every_unit_goes_to_one_rank_with_all_its_views(units, views, world):
-    hand = _Hand(1, False, torch.arange(units * views) + 7, None)
+    hand = _Hand(1, False, 0, torch.arange(units * views) + 7, None)
     shares = [hand.share(Ranks(rank, world), views) for rank in range(world)]
     assert sorted(torch.cat(shares).tolist()) == list(range(units * views))
     for share in shares:

@@ -27,7 +27,7 @@ from dpeq.privacy.accounting import epsilon_rdp
 from dpeq.privacy.ledger import Ledger, read_ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.model import build_report
-from dpeq.training import files, start
+from dpeq.training import conditions, files, start
 from dpeq.training.files import RunWriteError
 from dpeq.training.run import Interrupted, Silent, run
 
@@ -93,9 +93,8 @@ def untouched(tmp_path_factory, plan) -> bytes:
 
 def notes(folder: Path) -> list[dict]:
     entries = read_ledger(folder / "ledger.jsonl")
-    return [
-        {k: v for k, v in e.items() if k not in ("kind", "prev", "check")} for e in entries if e["kind"] == "resume"
-    ]
+    chain = ("kind", "prev", "check", "machine")
+    return [{k: v for k, v in e.items() if k not in chain} for e in entries if e["kind"] == "resume"]
 
 
 @pytest.mark.parametrize("step", [1, 4, 6, 11, 12])
@@ -390,14 +389,93 @@ def test_a_checkpoint_of_another_run_is_refused(room):
 def test_steps_are_not_repeated_by_another_version_of_the_code(room, monkeypatch):
     folder = crash(room, 6)
     with monkeypatch.context() as patch:
-        patch.setattr(start.dpeq, "__version__", "99")
+        patch.setattr(conditions.dpeq, "__version__", "99")
         with pytest.raises(ConfigError, match=r"repeat 2 steps, but dpeq is 99"):
             go(room, resume=folder)
     secure = room / "secure"
     secure.mkdir()
     folder = crash(secure, 6, seed=None)
-    monkeypatch.setattr(start.dpeq, "__version__", "99")
+    monkeypatch.setattr(conditions.dpeq, "__version__", "99")
     go(secure, seed=None, resume=folder)  # nothing is repeated
+
+
+def on(room: Path, **training) -> RunConfig:
+    values = make_config(room, steps=STEPS, seed=SEED).model_dump()
+    values["training"] |= training
+    return RunConfig.model_validate(values)
+
+
+MACHINES = {
+    "training.physical_units": ({"physical_units": 3}, {}, "3 and was 16"),
+    "training.threads": ({"threads": 2}, {}, "2 and was 1"),
+    "the number of processes": ({}, {"the number of processes": 2}, "2 and was 1"),
+    "training.device": ({}, {"training.device": "cuda (x)"}, r"cuda \(x\) and was cpu \(.+\)"),
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_steps_are_not_repeated_where_sums_round_otherwise(room, monkeypatch, untouched, name):
+    training, changes, was = MACHINES[name]
+    real = conditions.machine_of
+    elsewhere = room / "elsewhere"
+    elsewhere.mkdir()
+    for place, step in ((room, 6), (elsewhere, 8)):
+        folder = crash(place, step)
+        before = (folder / "ledger.jsonl").read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "machine_of", lambda *given: real(*given) | changes)
+            if step == 6:
+                with pytest.raises(ConfigError, match=rf"repeat 2 steps, but {name} is {was} when they were taken"):
+                    go(place, config=on(place, **training), resume=folder)
+                assert (folder / "ledger.jsonl").read_bytes() == before
+            else:
+                go(place, config=on(place, **training), resume=folder)  # nothing is repeated
+    torch.set_num_threads(1)
+    go(room, resume=room / "runs" / "chaos")
+    assert weights(room / "runs" / "chaos") == untouched
+
+
+def test_what_counts_is_the_machine_that_took_the_steps(room):
+    folder = crash(room, 4)
+    crash(room, 6, config=on(room, physical_units=3), resume=folder)
+    with pytest.raises(ConfigError, match="physical_units is 16 and was 3 when they were taken; resume with the old"):
+        go(room, resume=folder)
+    (folder / "checkpoints" / "step-000004.safetensors").write_bytes(b"")
+    for units in (3, 16):  # the steps up to 4 were taken with 16 and those behind with 3
+        with pytest.raises(ConfigError, match=rf"physical_units is {units} and was 16 and later 3 .*newer checkpoint"):
+            go(room, config=on(room, physical_units=units), resume=folder)
+
+
+def test_steps_of_a_foreign_network_are_not_repeated_by_another_source(room, monkeypatch):
+    (room / "strange_layers.py").write_text("from torch import nn\n\n\nclass Odd(nn.Flatten):\n    pass\n")
+    (room / "strangers.py").write_text(
+        "from torch import nn\n\nimport strange_layers\n\n\ndef build(in_channels, num_classes):\n"
+        "    return nn.Sequential(strange_layers.Odd(), nn.Linear(64, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(str(room))
+    values = make_config(room, steps=STEPS, seed=SEED).model_dump()
+    values["model"] = {"name": "strangers.build"}
+    config = RunConfig.model_validate(values)
+    folder = crash(room, 6, config=config)
+    for name in ("strangers.py", "strange_layers.py"):
+        text = (room / name).read_text()
+        (room / name).write_text(text + "# changed\n")
+        with pytest.raises(
+            ConfigError, match=r"repeat 2 steps, but the source of strangers\.build is [0-9a-f]{64} and"
+        ):
+            go(room, config=config, resume=folder)
+        (room / name).write_text(text)
+    go(room, config=config, resume=folder)
+
+
+def test_a_network_without_a_source_is_never_repeated(monkeypatch):
+    made = type("Made", (torch.nn.Linear,), {"__module__": "nowhere"})
+    monkeypatch.setattr(conditions, "import_callable", lambda path: made)
+    versions = conditions.code_versions(made(2, 2), "nowhere.Made")
+    assert versions["the source of nowhere.Made"] == "unknown"
+    with pytest.raises(ConfigError, match=r"the source of nowhere\.Made is unknown"):
+        conditions.refuse_another_repetition(2, (versions, versions), ([], {}))
+    assert conditions.code_versions(torch.nn.Linear(2, 2)).keys() == {"dpeq", "torch", "numpy"}
 
 
 def test_what_there_is_nothing_to_resume_in_is_said(room):
