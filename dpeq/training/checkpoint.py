@@ -2,7 +2,8 @@
 
 A file carries the tensors of :class:`~dpeq.training.state.TrainingState` and, as JSON in its metadata, what they belong
 to: the step, the hash of the ledger's line of that step, the run (:class:`~dpeq.training.start.Start`), and a digest
-over all of this. Nothing is pickled, and the key of the randomness is in none of it.
+over all of this. Nothing is pickled. The key of a run without a seed is in none of it; the seed of a reproducible run,
+which is its key, is among the facts.
 """
 
 from __future__ import annotations
@@ -22,13 +23,23 @@ from torch import Tensor
 
 from dpeq.training.files import write_run_file
 
-__all__ = ["FOLDER", "Checkpoint", "DamagedCheckpoint", "last_named_step", "newest_whole", "read", "write"]
+__all__ = [
+    "FOLDER",
+    "Checkpoint",
+    "DamagedCheckpoint",
+    "last_named_step",
+    "newest_whole",
+    "read",
+    "set_aside_damaged",
+    "write",
+]
 
 _log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 _FORMAT = 1
 _KEPT = 2
+_DAMAGED = ".damaged"
 _NAME = re.compile(r"step-(\d{6,})\.safetensors")
 
 
@@ -44,7 +55,7 @@ class Checkpoint:
         step: the last logical step that went into the weights.
         updates: how many did; fewer than ``step`` when some were lost.
         ledger_sha256: of the ledger's line of that step, which pins all lines before.
-        seconds: of training so far.
+        seconds: of training so far, to two digits: the time of a step tells how many units were in it.
         run: what the run began with, by name; compared on resuming.
         tensors: by name, on the CPU.
     """
@@ -58,7 +69,7 @@ class Checkpoint:
 
 
 def write(run: Path, checkpoint: Checkpoint) -> None:
-    """Writes ``checkpoints/step-000120.safetensors`` in the folder ``run``; the two newest files are kept.
+    """Writes ``checkpoints/step-000120.safetensors`` in the folder ``run``; it and the newest other file are kept.
 
     Raises:
         RunWriteError: older checkpoints are whole, and nothing half-written is left.
@@ -68,7 +79,8 @@ def write(run: Path, checkpoint: Checkpoint) -> None:
     metadata = {"facts": json.dumps(facts, sort_keys=True, allow_nan=False)}
     metadata["sha256"] = _digest(metadata["facts"], checkpoint.tensors)
     write_run_file(run, f"{FOLDER}/step-{checkpoint.step:06d}.safetensors", save(checkpoint.tensors, metadata))
-    for _, path in _files(run)[_KEPT:]:
+    others = [path for step, path in _files(run) if step != checkpoint.step]
+    for path in others[_KEPT - 1 :]:
         path.unlink(missing_ok=True)
 
 
@@ -103,14 +115,25 @@ def newest_whole(run: Path) -> Checkpoint | None:
     return None
 
 
+def set_aside_damaged(run: Path, found: Checkpoint | None) -> None:
+    """Renames what :func:`newest_whole` skipped on its way to ``found``, so that it counts as none of the two kept.
+
+    The files get ``.damaged`` behind their names, which still say how far the ledger must reach.
+    """
+    for step, path in _files(run):
+        if found is None or step > found.step:
+            path.rename(path.with_name(path.name + _DAMAGED))
+
+
 def last_named_step(run: Path) -> int:
     """The latest step that a checkpoint of the run is named by, whole or not; it was spent before that was written."""
-    return max((step for step, _ in _files(run)), default=0)
+    return max((step for step, _ in _files(run) + _files(run, _DAMAGED)), default=0)
 
 
-def _files(run: Path) -> list[tuple[int, Path]]:
+def _files(run: Path, ending: str = "") -> list[tuple[int, Path]]:
     """Newest first."""
-    found = [(_NAME.fullmatch(path.name), path) for path in (run / FOLDER).glob("step-*.safetensors")]
+    paths = (run / FOLDER).glob(f"step-*.safetensors{ending}")
+    found = [(_NAME.fullmatch(path.name.removesuffix(ending)), path) for path in paths]
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 

@@ -130,6 +130,7 @@ class Keeper:
     def begin(self, state: TrainingState) -> None:
         """Puts the checkpoint into a fresh state, or makes the initial weights the first one."""
         self._state = state
+        checkpoints.set_aside_damaged(self.folder, self._found)
         if self._found is None:
             self.save()
             return
@@ -150,8 +151,14 @@ class Keeper:
             return
         head = self.ledger.head_at(step)
         tensors = self._state.tensors()
-        checkpoints.write(self.folder, Checkpoint(step, self.updates, head, self.seconds, self.start.identity, tensors))
+        seconds = float(f"{self.seconds:.2g}")  # two files must not tell by their difference what one step took
+        checkpoints.write(self.folder, Checkpoint(step, self.updates, head, seconds, self.start.identity, tensors))
         self._saved = step
+
+    @property
+    def saved(self) -> int:
+        """The step of the newest checkpoint, from which resuming would go on."""
+        return self._saved
 
     @property
     def updates(self) -> int:

@@ -243,7 +243,7 @@ def run(
             ranks.tell(torch.tensor([int(stopped)]))
             if stopped:
                 keeper.save()
-                raise Interrupted(folder, ledger.steps, plan.steps)
+                raise Interrupted(folder, keeper.saved, plan.steps)
         laps.end("train", keeper.seconds)
         observer.stage("Evaluating")
         _save(folder, result)

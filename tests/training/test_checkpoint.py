@@ -89,6 +89,27 @@ def test_a_change_of_any_byte_is_noticed_and_the_older_one_taken(tmp_path, caplo
     assert last_named_step(tmp_path) == 8, "its name alone shows how far the ledger must reach"
 
 
+def test_damaged_files_are_set_aside_and_what_is_written_stays(tmp_path):
+    for step in (4, 8, 12):
+        write(tmp_path, checkpoint(step))
+    for step in (8, 12):
+        path_of(tmp_path, step).write_bytes(b"damaged")
+    write(tmp_path, checkpoint(2))
+    assert newest_whole(tmp_path).step == 2, "what was written last is there, whatever the others are named"
+    write(tmp_path, checkpoint(4))
+    path_of(tmp_path, 8).write_bytes(b"damaged")
+    checkpoints.set_aside_damaged(tmp_path, newest_whole(tmp_path))
+    assert last_named_step(tmp_path) == 12, "a damaged file's name still shows how far the ledger must reach"
+    for step in (5, 6):
+        write(tmp_path, checkpoint(step))
+    names = sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*.safetensors"))
+    assert names == ["step-000005.safetensors", "step-000006.safetensors"]
+    for step in (5, 6):
+        path_of(tmp_path, step).write_bytes(b"damaged")
+    checkpoints.set_aside_damaged(tmp_path, None)
+    assert not list((tmp_path / "checkpoints").glob("step-*.safetensors"))
+
+
 @pytest.mark.parametrize("wrong", ["format", "facts", "digest", "field"])
 def test_metadata_that_does_not_fit_is_damage(tmp_path, wrong):
     write(tmp_path, checkpoint(4))

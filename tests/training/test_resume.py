@@ -28,7 +28,9 @@ from dpeq.privacy.ledger import Ledger, read_ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.model import build_report
 from dpeq.training import conditions, files, start
+from dpeq.training.checkpoint import read
 from dpeq.training.files import RunWriteError
+from dpeq.training.resume import Keeper
 from dpeq.training.run import Interrupted, Silent, run
 
 STEPS = 12
@@ -630,6 +632,34 @@ def test_stopping_writes_a_checkpoint_of_that_moment(room, untouched):
     go(room, resume=folder)
     assert notes(folder) == [{"checkpoint_step": 6, "ledger_steps": 6, "lost": 0, "repeated": 0}]
     assert weights(folder) == untouched
+
+
+def test_stopping_behind_damaged_checkpoints_keeps_its_own_and_names_it(room, untouched):
+    folder = crash(room, 9)
+    for path in (folder / "checkpoints").glob("step-*"):
+        path.write_bytes(b"damaged")
+    taken = []
+
+    class Count(Silent):
+        def stepped(self, record, plan):
+            taken.append(record.step)
+
+    @contextmanager
+    def stop_after_3(folder):
+        yield lambda: len(taken) >= 3
+
+    with pytest.raises(Interrupted, match=r"after step 3 of 12"):
+        go(room, resume=folder, observer=Count(), interruptible=stop_after_3)
+    assert {int(p.stem[5:]) for p in (folder / "checkpoints").glob("step-*.safetensors")} == {0, 3}
+    shorter(folder / "ledger.jsonl", folder)  # three lines: a resume and two steps
+    with pytest.raises(DataError, match=r"ends at step 7, but .* step 8"):
+        go(room, resume=folder)
+
+
+def test_neither_of_two_checkpoints_tells_what_one_step_took(room, monkeypatch):
+    monkeypatch.setattr(Keeper, "seconds", 1234.567)
+    folder = crash(room, 5)
+    assert {c.seconds for c in map(read, (folder / "checkpoints").glob("step-*"))} == {1200.0}
 
 
 def test_a_network_that_is_refused_leaves_no_folder(room):
