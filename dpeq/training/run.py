@@ -279,6 +279,8 @@ def run(
 
 def _begin(folder: Path, config: RunConfig, plan: PrivacyPlan, start: Start) -> Ledger:
     """Puts on the disk what resuming will ask for, then the ledger: a run that has one can be resumed."""
+    for name in ("config.yaml", "plan.json"):
+        (folder / name).touch(mode=0o600)  # closed to others before anything is in it, a seed for one
     write_config(config, folder / "config.yaml")
     plan.write(folder / "plan.json")
     for name in ("config.yaml", "plan.json"):

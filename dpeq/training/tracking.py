@@ -2,7 +2,8 @@
 
 What a curve shows is public (epsilon, learning rate, speed) unless private metrics were asked for; those have tags
 under ``private/`` and no noise covers them. How long a single step takes tells how many units were in it, so steps are
-written ten at a time, under one time of day and with their mean speed.
+written ten at a time, under one time of day in whole minutes and with their mean speed; fewer than ten, as a run that
+is stopped may leave, have no speed.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Tracker:
         self._write_block()
         points = [Point(tag, value, self._last) for tag, value in _scores(metrics)]
         for sink in self._sinks:
-            sink.write(points, time.time())
+            sink.write(points, _minute())
         self._close("FINISHED")
 
     def __enter__(self) -> Tracker:
@@ -110,15 +111,16 @@ class Tracker:
         if not self._block:
             return
         points = [point for record, epsilon in self._block for point in self._of_step(record, epsilon)]
-        seconds = sum(record.seconds for record, _ in self._block) / len(self._block)
-        for tag, value in (
-            ("speed/seconds_per_step", seconds),
-            ("speed/units_per_second", self._plan.expected_batch_size / max(seconds, 1e-9)),
-        ):
-            points.append(Point(tag, float(f"{value:.2g}"), self._last))
+        if len(self._block) == BLOCK:
+            seconds = sum(record.seconds for record, _ in self._block) / BLOCK
+            for tag, value in (
+                ("speed/seconds_per_step", seconds),
+                ("speed/units_per_second", self._plan.expected_batch_size / max(seconds, 1e-9)),
+            ):
+                points.append(Point(tag, float(f"{value:.2g}"), self._last))
         self._block = []
         for sink in self._sinks:
-            sink.write(points, time.time())
+            sink.write(points, _minute())
 
     def _of_step(self, record: StepRecord, epsilon: float) -> Iterator[Point]:
         if math.isfinite(epsilon):
@@ -128,6 +130,11 @@ class Tracker:
         if self._private and record.private is not None:
             for name, value in asdict(record.private).items():
                 yield Point(f"private/{name}", float(value), record.step)
+
+
+def _minute() -> float:
+    """The time of day to the minute before: to the millisecond, two blocks would tell how long the one between took."""
+    return 60.0 * (time.time() // 60)
 
 
 def check_tracking(config: RunConfig) -> None:
@@ -236,7 +243,7 @@ class _TensorBoard:
             settings = public_settings(config, plan)
             for title, keep in (("plan", True), ("configuration", False)):
                 rows = [f"    {key}: {value}" for key, value in settings.items() if key.startswith("plan.") == keep]
-                self._writer.add_text(title, "\n".join(rows), 0)
+                self._writer.add_text(title, "\n".join(rows), 0, walltime=_minute())
         self._writer.flush()
         for path in folder.iterdir():
             path.chmod(0o600)

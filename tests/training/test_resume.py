@@ -495,6 +495,17 @@ def test_what_there_is_nothing_to_resume_in_is_said(room):
         go(room, resume=folder)
 
 
+def test_only_the_owner_can_read_a_run_whatever_the_umask(room):
+    old = os.umask(0)
+    try:
+        folder = go(room)
+    finally:
+        os.umask(old)
+    files_ = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"config.yaml", "plan.json", "start.json", "ledger.jsonl", "run.json"} <= {path.name for path in files_}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files_} == {0o600}
+
+
 def test_a_second_process_is_refused(room, plan):
     folder = crash(room, 5)
     with Ledger.open(folder / "ledger.jsonl", plan), pytest.raises(ConfigError, match="another process"):
