@@ -56,6 +56,16 @@ def _attention(source: RunDirectory, loss: Spent) -> list[tuple[Kind, str, str]]
                 "were spent.",
             )
         )
+    if run.get("resumed"):
+        times = "once" if run["resumed"] == 1 else f"{run['resumed']:,} times"
+        lost = run.get("steps_lost", 0)
+        fate = (
+            f"{lost:,} of its steps were spent and went into no weight: training was poorer for them, and the "
+            "guarantee counts them."
+            if lost
+            else "No step was lost; steps that a seeded run repeats are the same releases and are counted once."
+        )
+        found.append(("The run was interrupted", f"It was resumed {times}. {fate}"))
     if source.ledger.torn:
         found.append(
             (

@@ -57,6 +57,17 @@ def test_a_stopped_run_states_the_loss_of_its_ledger(make_run, report):
     assert {"Stopped early", "Fewer steps than planned"} <= titles(stopped)
 
 
+@pytest.mark.parametrize(
+    ("resumed", "lost", "words"),
+    [(1, 0, "resumed once. No step was lost"), (3, 7, "resumed 3 times. 7 of its steps were spent and went into no")],
+)
+def test_a_run_that_was_resumed_says_so_and_what_was_lost(make_run, resumed, lost, words):
+    found = build_report(make_run(resumed=resumed, steps_lost=lost))["assumptions"]
+    (text,) = [entry["text"] for entry in found if entry["title"] == "The run was interrupted"]
+    assert words in text
+    assert "The run was interrupted" not in titles(build_report(make_run(resumed=0, steps_lost=0)))
+
+
 def test_points_that_need_attention_are_named_and_only_those(make_run, report):
     assert not any(entry["kind"] == "attention" for entry in report["assumptions"])
     run = make_run(rng="seeded", seed=3, log_private_metrics=True, warnings=["2 files were skipped"])
