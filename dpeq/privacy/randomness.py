@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -61,20 +61,23 @@ class Randomness:
     _key: bytes = field(repr=False)
 
     @classmethod
-    def create(cls, seed: int | None, context: str = "") -> Randomness:
-        """A key from the operating system, or derived from ``seed`` and ``context`` by a hash.
+    def create(cls, seed: int | None) -> Randomness:
+        """A key from the operating system, or derived from ``seed`` by a hash."""
+        key = secrets.token_bytes(32) if seed is None else hashlib.sha256(f"dpeq|{seed}".encode()).digest()
+        init = hashlib.sha256(b"init|" + key).digest()
+        return cls(seed, int.from_bytes(init[:8], "big") >> 1, key)
+
+    def within(self, context: str) -> Randomness:
+        """The randomness of one run among those of a seed; a key from the operating system has no other run.
 
         Args:
-            context: everything that a run's sums depend on (plan, settings, data). Two runs of one seed that differ in
-                it get different noise: with the same, the difference of their releases would be bare of it. The
+            context: everything that the run's sums depend on (plan, settings, data). Two runs of one seed that differ
+                in it get different noise: with the same, the difference of their releases would be bare of it. The
                 initial weights depend on the seed alone.
         """
-        if seed is None:
-            key = init = secrets.token_bytes(32)
-        else:
-            init = hashlib.sha256(f"dpeq|{seed}".encode()).digest()
-            key = hashlib.sha256(init + context.encode()).digest()
-        return cls(seed, int.from_bytes(hashlib.sha256(b"init|" + init).digest()[:8], "big") >> 1, key)
+        if self.seed is None:
+            return self
+        return replace(self, _key=hashlib.sha256(self._key + context.encode()).digest())
 
     @property
     def kind(self) -> str:

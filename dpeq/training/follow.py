@@ -68,5 +68,7 @@ def agree_on(ranks: Ranks, prepared: Prepared, splits: dict[str, ImageSet]) -> N
     if ranks.world == 1:
         return
     ranks.agree("configuration", json.dumps(settings_of(prepared.config, prepared.card), sort_keys=True))
+    t = prepared.config.training
+    ranks.agree("physical_units and threads", f"{t.physical_units}, {torch.get_num_threads()}")
     hashes = "".join(splits[name].sha256() for name in sorted(splits))
     ranks.agree("data", hashlib.sha256(hashes.encode()).hexdigest())

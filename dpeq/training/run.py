@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -187,7 +187,7 @@ def run(
         _check_evaluable(splits)
         agree_on(ranks, prepared, splits)
         laps.end("data")
-        randomness = Randomness.create(config.training.seed, _context(plan, prepared, splits))
+        randomness = Randomness.create(config.training.seed)
         init_seed = randomness.init_seed if resume is None else start.init_seed
         model = build_model(prepared.spec, prepared.shape[0], len(prepared.card.classes), init_seed)
         fresh = () if weights is None else weights.put_into(model)
@@ -196,6 +196,7 @@ def run(
             require_trainable(model, prepared.shape, len(prepared.card.classes), plan.views)
         versions = code_versions(model, config.model.name if prepared.foreign else None)
         machine = machine_of(config, device, ranks.world)
+        randomness = randomness.within(_context(plan, prepared, splits, versions))
         if resume is None:
             folder = new_folder(out, config.name)
             start = Start(
@@ -304,13 +305,14 @@ def _score(model: nn.Module, images: ImageSet, device: torch.device, config: Run
     )
 
 
-def _context(plan: PrivacyPlan, prepared: Prepared, splits: dict[str, ImageSet]) -> str:
+def _context(plan: PrivacyPlan, prepared: Prepared, splits: dict[str, ImageSet], versions: Mapping[str, str]) -> str:
     """What two runs of one seed must share to share their noise: all that their sums depend on. Kept nowhere."""
     settings = settings_of(prepared.config, prepared.card)
     for name in ("name", "data.card"):  # what the run is called, and where the card lies whose content is in there
         del settings[name]
     hashes = [splits[name].sha256() for name in sorted(splits)]
-    return json.dumps([plan.sha256, settings, hashes], sort_keys=True)
+    sources = [digest for name, digest in versions.items() if name.startswith("the source of")]
+    return json.dumps([plan.sha256, settings, hashes, sources], sort_keys=True)
 
 
 def _fingerprint(splits: dict[str, ImageSet], key: bytes) -> str:

@@ -72,10 +72,12 @@ def test_the_last_cell_is_not_rounded_to_one(monkeypatch):
 
 def test_one_seed_gives_other_noise_to_other_sums_and_the_same_initial_weights():
     """The difference of two releases with one noise would show the difference of their sums."""
-    one, two = Randomness.create(5, "plan, lr 0.1"), Randomness.create(5, "plan, lr 0.2")
+    one, two = Randomness.create(5).within("plan, lr 0.1"), Randomness.create(5).within("plan, lr 0.2")
     assert one.init_seed == two.init_seed == Randomness.create(5).init_seed != Randomness.create(6).init_seed
     for use in ("sampling", "views", "noise", "augment", "layers"):
         assert not torch.equal(one.stream(use, 1).uniform(4), two.stream(use, 1).uniform(4))
         assert torch.equal(
-            one.stream(use, 1).uniform(4), Randomness.create(5, "plan, lr 0.1").stream(use, 1).uniform(4)
+            one.stream(use, 1).uniform(4), Randomness.create(5).within("plan, lr 0.1").stream(use, 1).uniform(4)
         )
+    secure = Randomness.create(None)
+    assert secure.within("plan, lr 0.1") is secure
