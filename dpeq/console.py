@@ -139,7 +139,7 @@ def plan_table(plan: PrivacyPlan, seconds: float | None) -> Table:
         ("steps", str(plan.steps)),
         ("expected batch", f"{plan.expected_batch_size} units of {plan.views} view(s)"),
         ("noise multiplier", f"{plan.noise_multiplier:g}"),
-        ("clipping norm", f"{plan.max_grad_norm:g}"),
+        ("clipping norm", f"{plan.max_grad_norm:g}, {plan.clipping.replace('_', ' ')} clipping"),
     ]
     rows += [(f"epsilon by {name}", round_up(value, 3)) for name, value in plan.epsilon.items()]
     if plan.mu is not None:

@@ -107,7 +107,7 @@ class PlanOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
         )
         self.plan = plan
         self.dimensions = sum(p.numel() for p in self.params)
-        # What is clipped to leaves room for rounding, here and to the noise's grid: no unit moves a sum by more than C.
+        # What is clipped to leaves room for rounding, of the other units' gradients and to the noise's grid.
         self.bound = plan.max_grad_norm * (1 - _ROUNDING)
         if plan.private:
             self.bound = clip_bound(self.bound, plan.noise_multiplier, self.dimensions)

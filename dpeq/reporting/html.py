@@ -179,7 +179,11 @@ def _mechanism(plan: dict[str, Any]) -> list[dict[str, str]]:
         ("Sampling", plan["sampling"].capitalize(), f"each {unit} enters each step independently"),
         ("Sampling rate q", numbers.signal(plan["sample_rate"]), f"chance of a {unit} to enter one step"),
         ("Steps T", numbers.show(plan["steps"]), "updates of the model that the plan allows"),
-        ("Clipping norm C", numbers.signal(plan["max_grad_norm"]), f"largest influence of one {unit} on one step"),
+        (
+            "Clipping norm C",
+            numbers.signal(plan["max_grad_norm"]),
+            f"largest influence of one {unit} on one step ({plan['clipping'].replace('_', ' ')} clipping)",
+        ),
         (
             "Noise multiplier σ",
             numbers.signal(plan["noise_multiplier"], 5),

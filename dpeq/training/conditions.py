@@ -58,7 +58,7 @@ def refuse_another_repetition(
 
     Args:
         versions: when the run began, and now.
-        machines: of all sessions that took any of the steps, and now.
+        machines: of all processes that took any of the steps, and now.
     """
     then, now = versions
     for name in now:

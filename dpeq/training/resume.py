@@ -80,7 +80,7 @@ def settle(
     """Writes into the ledger what resuming means for the steps after the checkpoint, before any step is taken.
 
     Args:
-        versions, machine: of this session, see :mod:`dpeq.training.conditions`.
+        versions, machine: of the process that resumes, see :mod:`dpeq.training.conditions`.
 
     Raises:
         ConfigError: when steps would be repeated by other versions of the code or on another machine, where they might
@@ -104,7 +104,7 @@ def settle(
 
 
 def _machines_behind(start: Start, ledger: Ledger, reached: int) -> list[dict[str, Any]]:
-    """Of all sessions that took steps after ``reached``, first to last."""
+    """Of all processes that took steps after ``reached``, first to last."""
     resumes = [note for note in ledger.notes if note["kind"] == "resume"]
     begun = [(0, start.machine), *((note["checkpoint_step"], note["machine"]) for note in resumes)]
     ended = [*(note["ledger_steps"] for note in resumes), ledger.steps]

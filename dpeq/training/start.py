@@ -64,7 +64,7 @@ class Start:
         data_sha256: keyed fingerprint of all splits.
         settings: :func:`settings_of` the configuration.
         versions: :func:`~dpeq.training.conditions.code_versions`.
-        machine: :func:`~dpeq.training.conditions.machine_of` the first session; a later one's is in its resume note.
+        machine: :func:`~dpeq.training.conditions.machine_of` the first process; a later one's is in its resume note.
     """
 
     run: str

@@ -58,7 +58,7 @@ class Tracker:
     """Takes the steps of one run and passes them to every sink; a context manager, so that nothing is left unwritten.
 
     Attributes:
-        places: where curves of this run lie, in words for the report; those of a session before a resume count too.
+        places: where curves of this run lie, in words for the report; those from before a resume count too.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ def public_settings(config: RunConfig, plan: PrivacyPlan) -> dict[str, Any]:
 
 
 def _places(folder: Path) -> list[str]:
-    """Told by what lies in the run directory, for an earlier session may have tracked elsewhere than this one."""
+    """Told by what lies in the run directory, for an earlier process may have tracked elsewhere than this one."""
     places = ["tb/ in the run directory"] if (folder / "tb").is_dir() else []
     known = folder / "mlflow.json"
     return [*places, json.loads(known.read_text(encoding="utf-8"))["place"]] if known.exists() else places
