@@ -21,11 +21,20 @@ _MODULES = {
     "escnn": "install gfortran, then pip install 'escnn>=1.0.11' (or use environment.yml, which needs no Fortran)",
     "monai": "pip install 'monai>=1.5.1'",
     "pydicom": "pip install 'pydicom>=3.0'",
+    "openjpeg": "pip install pylibjpeg pylibjpeg-openjpeg",
+    "jpeg_ls": "pip install pyjpegls",
+    "gdcm": "pip install python-gdcm",
     "nibabel": "pip install 'nibabel>=5.2'",
     "prv_accountant": "pip install prv-accountant==0.2.0",
     "dp_accounting": "pip install 'dp-accounting>=0.6,<0.7'",
 }
-_DISTRIBUTIONS = {"prv_accountant": "prv-accountant", "dp_accounting": "dp-accounting"}
+_DISTRIBUTIONS = {
+    "openjpeg": "pylibjpeg-openjpeg",
+    "jpeg_ls": "pyjpegls",
+    "gdcm": "python-gdcm",
+    "prv_accountant": "prv-accountant",
+    "dp_accounting": "dp-accounting",
+}
 
 
 @dataclass(frozen=True)
