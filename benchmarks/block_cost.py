@@ -29,7 +29,8 @@ from torch import nn
 
 from dpeq.config import load_config
 from dpeq.data.images import ImageSet
-from dpeq.evaluation.predict import predict_units
+from dpeq.evaluation.cases import cases_of
+from dpeq.evaluation.predict import predict_cases
 from dpeq.models.cost import count_macs
 from dpeq.models.family import FamilySpec
 from dpeq.privacy.clipping import UnitGradSampleModule
@@ -94,9 +95,9 @@ def train_once(
     model = spec.build(images.images.shape[1], len(images.classes))
     with tempfile.TemporaryDirectory() as folder, Ledger.create(Path(folder) / "ledger.jsonl", plan) as ledger:
         result = train(model, images, plan, ledger, settings, Randomness.create(seed), device=torch.device("cpu"))
-    test = splits["test"]
-    scores = predict_units(result.averaged, test, device=torch.device("cpu"))[:, 1]
-    return float(roc_auc_score(test.unit_labels(), scores))
+    test, cases = splits["test"], cases_of(splits["test"])
+    scores = predict_cases(result.averaged, test, cases, device=torch.device("cpu"))[:, 1]
+    return float(roc_auc_score(cases.labels, scores))
 
 
 def time_steps(

@@ -29,7 +29,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from dpeq.config import load_config
 from dpeq.data.images import ImageSet
-from dpeq.evaluation.predict import predict_units
+from dpeq.evaluation.cases import cases_of
+from dpeq.evaluation.predict import predict_cases
 from dpeq.models.cost import count_macs
 from dpeq.models.family import BASE, Compound, FamilySpec, scaled
 from dpeq.privacy.ledger import Ledger
@@ -85,10 +86,10 @@ def train_once(
         result = train(model, splits["train"], plan, ledger, settings, Randomness.create(seed), device=device)
     scores = {"seconds": result.seconds}
     for split in ("val", "test"):
-        labels = splits[split].unit_labels()
-        probabilities = predict_units(result.averaged, splits[split], device=device)
-        scores[f"{split}_loss"] = float(log_loss(labels, probabilities))
-        scores[f"{split}_auc"] = float(roc_auc_score(labels, probabilities[:, 1]))
+        cases = cases_of(splits[split])
+        probabilities = predict_cases(result.averaged, splits[split], cases, device=device)
+        scores[f"{split}_loss"] = float(log_loss(cases.labels, probabilities))
+        scores[f"{split}_auc"] = float(roc_auc_score(cases.labels, probabilities[:, 1]))
     return scores
 
 

@@ -7,7 +7,6 @@ SIGTERM, 1 anything else. An error is one sentence; ``--debug`` adds the traceba
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -260,9 +259,10 @@ def _train(
     from dpeq.console import RichObserver, summary_table
     from dpeq.interruption import GracefulStop
     from dpeq.pipeline import train_and_report
+    from dpeq.training.provenance import command_line
     from dpeq.training.run import Interrupted
 
-    command = shlex.join(["dpeq", *sys.argv[1:]])
+    command = command_line("dpeq", sys.argv[1:])
     stop = GracefulStop(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
     try:
         with stop, RichObserver(_out) as observer:

@@ -8,7 +8,6 @@ The same as ``dpeq train``, as a script to copy and change.
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 
 # Read when torch loads: on a shared machine, threads that spin while they wait slow training down tenfold and more.
@@ -20,12 +19,15 @@ from dpeq.config import load_config
 from dpeq.console import RichObserver
 from dpeq.errors import DpeqError
 from dpeq.pipeline import train_and_report
+from dpeq.training.provenance import command_line
 
 
 def main(source: str, *overrides: str) -> None:
     with RichObserver(Console()) as observer:
         outcome = train_and_report(
-            load_config(source, overrides), command=shlex.join(["python", *sys.argv]), observer=observer
+            load_config(source, overrides),
+            command=command_line("python pipelines/train.py", sys.argv[1:]),
+            observer=observer,
         )
     if outcome is not None:  # under torchrun, the first process alone has one
         print(outcome.report["guarantee"]["statement"])

@@ -211,7 +211,7 @@ def test_train_report_and_check(room):
     plan = PrivacyPlan.read(run / "plan.json")
     assert report["guarantee"]["epsilon"] == plan.epsilon_spent <= 8
     assert report["ledger"]["steps"] == 2
-    assert report["provenance"]["command"].startswith("dpeq train recipe.yaml")
+    assert report["provenance"]["command"].startswith("dpeq train <path>")
     checked = dpeq("report", "--check", str(run / "report.json"), cwd=room)
     assert checked.returncode == 0, checked.stderr
     again = dpeq("train", "recipe.yaml", *TINY, "--data-root", "data", cwd=room)

@@ -25,6 +25,8 @@ class ImageSet:
         classes: names of the classes.
         name: of the split.
         unit: what a unit is, "image" or "patient".
+        cases: int64 ``[N]``, which labelled thing each image shows, ``0 .. n_cases - 1`` (the slices of a volume show
+            one); None where every image was labelled by itself.
     """
 
     images: Tensor
@@ -34,6 +36,7 @@ class ImageSet:
     classes: tuple[str, ...]
     name: str
     unit: str
+    cases: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -48,18 +51,16 @@ class ImageSet:
                 f"The {self.name} split has labels outside 0 .. {len(self.classes) - 1}; correct the labels or the "
                 "classes on the card."
             )
+        if self.cases is not None:
+            n_cases = int(self.cases.max()) + 1
+            if self.cases.shape != (n,) or not torch.equal(self.cases.unique(), torch.arange(n_cases)):
+                raise ValueError(f"the cases of the {self.name} split are not 0 .. n - 1, one per image.")
+            if not all(_constant_within(self.cases, values, n_cases) for values in (self.labels, self.units)):
+                raise ValueError(f"a case of the {self.name} split has two labels or two units.")
 
-    def unit_labels(self) -> Tensor:
-        """int64 ``[n_units]``: the label of each unit; raises :class:`DataError` when its images disagree."""
-        first = torch.full((self.n_units,), len(self.classes), dtype=torch.int64)
-        first = first.scatter_reduce(0, self.units, self.labels, "amin")
-        last = torch.zeros(self.n_units, dtype=torch.int64).scatter_reduce(0, self.units, self.labels, "amax")
-        if not torch.equal(first, last):
-            raise DataError(
-                f"The images of one patient in the {self.name} split have different labels; label whole patients, or "
-                "set data.unit to image."
-            )
-        return first
+    def one_label_per_unit(self) -> bool:
+        """Whether all images of every unit have the same label."""
+        return _constant_within(self.units, self.labels, self.n_units)
 
     def sha256(self) -> str:
         """Hash of pixels, labels and units, for the provenance of a report."""
@@ -67,3 +68,11 @@ class ImageSet:
         for tensor in (self.images, self.labels, self.units):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _constant_within(groups: Tensor, values: Tensor, n: int) -> bool:
+    """Whether all members of each of ``n`` groups have the same value."""
+    largest = int(values.max())
+    first = torch.full((n,), largest).scatter_reduce(0, groups, values, "amin")
+    last = torch.zeros(n, dtype=torch.int64).scatter_reduce(0, groups, values, "amax")
+    return torch.equal(first, last)

@@ -2,11 +2,12 @@
 
 Point values come from scikit-learn. Intervals are percentile bootstraps over cases (Efron and Tibshirani 1993,
 chapter 13), drawn separately within every class: the class counts stay as observed, so the area under the ROC curve is
-defined in every resample. All resamples are scored at once from their case counts; no Python loop runs over them.
+defined in every resample. Where patients own several cases, whole patients are drawn instead (the cluster bootstrap;
+Davison and Hinkley 1997, section 3.8), because images of one patient are no independent evidence; a resample that lacks
+a class of the set is drawn again. All resamples are scored at once from their case counts.
 
-The intervals speak of the sampling of evaluation cases only. They treat cases as independent, hold the share of the
-classes fixed, do not cover the luck of the training run (seed, noise), and collapse to a point where a score is
-exactly 0 or 1.
+The intervals speak of the sampling of evaluation cases only. They treat cases, or their owners, as independent, do not
+cover the luck of the training run (seed, noise), and collapse to a point where a score is exactly 0 or 1.
 """
 
 from __future__ import annotations
@@ -36,10 +37,13 @@ def evaluate_predictions(
     labels: ArrayLike,
     classes: Sequence[str],
     *,
+    owners: ArrayLike | None = None,
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Scores ``probabilities`` [N, K] against ``labels`` [N] in 0..K-1; returns a JSON-ready dict.
+
+    ``owners`` [N] says to whom each case belongs, when several may belong to one; cases are independent by default.
 
     ``auc``, ``accuracy``, ``balanced_accuracy`` and ``brier`` are ``{"value", "low", "high"}``. With K = 2 the AUC and
     the ROC curve are those of class 1; with K > 2 the AUC is the plain mean of the one-versus-rest AUCs (as MedMNIST
@@ -60,13 +64,13 @@ def evaluate_predictions(
     brier_terms = _brier_terms(proba, truth)
 
     rankings = [_Ranking(proba[:, c], truth == c) for c in scored]
-    per_class = member * correct / member.sum(axis=1, keepdims=True)
+    clusters = _clusters(owners, n)
     statistics: dict[str, Statistic] = {
         "auc": lambda w: np.mean([ranking.auc(w) for ranking in rankings], axis=0),
-        "accuracy": lambda w: w @ correct / n,
-        "balanced_accuracy": lambda w: (w @ per_class.T).mean(axis=1),
-        "brier": lambda w: w @ brier_terms / n,
-        "recall": lambda w: w @ per_class.T,
+        "accuracy": lambda w: w @ correct / w.sum(axis=1),
+        "balanced_accuracy": lambda w: _recalls(w, member, correct).mean(axis=1),
+        "brier": lambda w: w @ brier_terms / w.sum(axis=1),
+        "recall": lambda w: _recalls(w, member, correct),
     }
     values: dict[str, Any] = {
         "auc": float(np.mean([roc_auc_score(truth == c, proba[:, c]) for c in scored])),
@@ -75,7 +79,7 @@ def evaluate_predictions(
         "brier": float(brier_terms.mean()),
         "recall": recall_score(truth, predicted, labels=present, average=None, zero_division=0),
     }
-    bounds = _percentile_bounds(statistics, truth, n_bootstrap, seed)
+    bounds = _percentile_bounds(statistics, truth, clusters, n_bootstrap, seed)
     out: dict[str, Any] = {"n": n, "classes": list(names)}
     for key in ("auc", "accuracy", "balanced_accuracy", "brier"):
         out[key] = _interval(values[key], *bounds[key])
@@ -89,7 +93,8 @@ def evaluate_predictions(
     curves = [{"class": names[c], **_roc(truth == c, proba[:, c])} for c in scored]
     out["roc"] = {"fpr": curves[0]["fpr"], "tpr": curves[0]["tpr"]} if k == 2 else curves
     out["absent_classes"] = [names[c] for c in range(k) if c not in present]
-    out["bootstrap"] = {"resamples": n_bootstrap, "seed": seed, "level": _LEVEL, "stratified_by": "class"}
+    resampled = {"stratified_by": "class"} if clusters is None else {"owners": int(clusters.max()) + 1}
+    out["bootstrap"] = {"resamples": n_bootstrap, "seed": seed, "level": _LEVEL, **resampled}
     return out
 
 
@@ -112,26 +117,54 @@ class _Ranking:
         return (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
 
 
-def _resamples(truth: NDArray[np.int64], n_bootstrap: int, seed: int) -> Iterator[Array]:
-    """Yields blocks [b, N] of how often each case is drawn; the count of every class is the observed one."""
+def _recalls(weights: Array, member: Array, correct: Array) -> Array:
+    """``weights`` [B, N] counts per case -> share of correct answers in each class [B, P]."""
+    return (weights @ (member * correct).T) / (weights @ member.T)
+
+
+def _clusters(owners: ArrayLike | None, n: int) -> NDArray[np.int64] | None:
+    """Owners numbered 0..; None where every case is alone."""
+    if owners is None:
+        return None
+    names, numbers = np.unique(np.asarray(owners), return_inverse=True)
+    if numbers.shape != (n,):
+        raise ValueError(f"owners of shape {np.shape(owners)} for {n} cases")
+    return None if len(names) == n else numbers.astype(np.int64)
+
+
+def _resamples(
+    truth: NDArray[np.int64], clusters: NDArray[np.int64] | None, n_bootstrap: int, seed: int
+) -> Iterator[Array]:
+    """Yields blocks [b, N] of how often each case is drawn."""
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(truth == c) for c in np.unique(truth)]
     block = max(1, min(n_bootstrap, _CELLS // len(truth)))
-    for start in range(0, n_bootstrap, block):
-        rows = min(block, n_bootstrap - start)
-        counts = np.empty((rows, len(truth)))
-        for cases in members:
-            counts[:, cases] = rng.multinomial(len(cases), np.full(len(cases), 1.0 / len(cases)), size=rows)
+    left = n_bootstrap
+    while left > 0:
+        rows = min(block, left)
+        if clusters is None:
+            counts = np.empty((rows, len(truth)))
+            for cases in members:  # the count of every class is the observed one
+                counts[:, cases] = rng.multinomial(len(cases), np.full(len(cases), 1.0 / len(cases)), size=rows)
+        else:
+            owners = int(clusters.max()) + 1
+            counts = rng.multinomial(owners, np.full(owners, 1.0 / owners), size=rows).astype(np.float64)[:, clusters]
+            counts = counts[np.all([counts[:, cases].any(axis=1) for cases in members], axis=0)]
+        left -= len(counts)
         yield counts
 
 
 def _percentile_bounds(
-    statistics: dict[str, Statistic], truth: NDArray[np.int64], n_bootstrap: int, seed: int
+    statistics: dict[str, Statistic],
+    truth: NDArray[np.int64],
+    clusters: NDArray[np.int64] | None,
+    n_bootstrap: int,
+    seed: int,
 ) -> dict[str, Array]:
     if n_bootstrap < 1:
         raise ValueError("n_bootstrap must be at least 1")
     drawn: dict[str, list[Array]] = {key: [] for key in statistics}
-    for weights in _resamples(truth, n_bootstrap, seed):
+    for weights in _resamples(truth, clusters, n_bootstrap, seed):
         for key, statistic in statistics.items():
             drawn[key].append(statistic(weights))
     tail = (1.0 - _LEVEL) / 2.0

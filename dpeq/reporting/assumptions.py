@@ -180,7 +180,9 @@ def _not_covered(source: RunDirectory) -> list[tuple[Kind, str, str]]:
         ),
         (
             "Burned-in text and identifiers",
-            "Names or dates printed into pixels are not removed by training with noise; de-identify the images first.",
+            "Names or dates printed into pixels are not looked for, and training with noise does not remove them; "
+            "de-identify the images first. Images whose header declares burned-in text are counted by 'dpeq index' and "
+            "marked in its manifest.",
         ),
         (
             "Fairness between groups",

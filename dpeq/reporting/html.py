@@ -110,7 +110,13 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "environment_rows": _environment_rows(report),
         "evidence_rows": _evidence_rows(report),
         "resamples": numbers.show(utility.get("bootstrap", {}).get("resamples", 1000)),
+        "resampled": _resampled(utility),
     }
+
+
+def _resampled(utility: dict[str, Any]) -> str:
+    owners = utility.get("bootstrap", {}).get("owners")
+    return "within each class" if owners is None else f"all cases of a patient together, of {owners:,} patients"
 
 
 def _summary(report: dict[str, Any]) -> str:

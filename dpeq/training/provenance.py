@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,24 @@ import torch
 
 import dpeq
 
-__all__ = ["environment", "peak_memory_mib", "versions"]
+__all__ = ["command_line", "environment", "peak_memory_mib", "versions"]
 
 _PACKAGES = ("torch", "opacus", "escnn", "monai", "numpy", "prv-accountant", "dp-accounting", "pydicom", "scikit-learn")
+_FILES = (".yaml", ".yml", ".json", ".safetensors", ".npz", ".csv", ".py")
+
+
+def command_line(program: str, arguments: Sequence[str]) -> str:
+    """What was typed, for a report. Paths are left out: reports travel, and folders are named after people."""
+    return " ".join([program, *map(_without_path, arguments)])
+
+
+def _without_path(argument: str) -> str:
+    before, equals, value = argument.rpartition("=")
+    separators = (os.sep, os.altsep or os.sep)
+    named_file = Path(value).suffix.lower() in _FILES or (0 < len(value) < 256 and Path(value).is_file())
+    if named_file or value.startswith("~") or any(separator in value for separator in separators):
+        return f"{before}{equals}<path>"
+    return shlex.quote(argument)
 
 
 def versions() -> dict[str, str]:

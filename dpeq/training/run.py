@@ -21,7 +21,8 @@ from dpeq.config import RunConfig, write_config
 from dpeq.data.images import ImageSet
 from dpeq.dry_step import require_trainable
 from dpeq.errors import DataError, DpeqError
-from dpeq.evaluation.predict import predict_units
+from dpeq.evaluation.cases import cases_of
+from dpeq.evaluation.predict import predict_cases
 from dpeq.models.registry import build_model, describe_model
 from dpeq.models.weights import StartingWeights
 from dpeq.privacy.curve import EpsilonCurve
@@ -296,11 +297,13 @@ def _begin(folder: Path, config: RunConfig, plan: PrivacyPlan, start: Start) -> 
 def _score(model: nn.Module, images: ImageSet, device: torch.device, config: RunConfig) -> dict[str, Any]:
     from dpeq.evaluation.metrics import evaluate_predictions  # loads scikit-learn, after the training
 
-    probabilities = predict_units(model, images, device=device)
+    cases = cases_of(images)
+    probabilities = predict_cases(model, images, cases, device=device)
     return evaluate_predictions(
         probabilities.numpy(),
-        images.unit_labels().numpy(),
+        cases.labels.numpy(),
         images.classes,
+        owners=None if cases.owners is None else cases.owners.numpy(),
         n_bootstrap=config.evaluation.bootstrap,
     )
 
@@ -338,7 +341,7 @@ def _describe_data(prepared: Prepared, splits: dict[str, ImageSet], fingerprint:
 def _check_evaluable(splits: dict[str, ImageSet]) -> None:
     """What would make the scores impossible is refused before any budget is spent on weights to score."""
     for name in ("val", "test"):
-        if len(splits[name].unit_labels().unique()) < 2:
+        if len(splits[name].labels.unique()) < 2:
             raise DataError(
                 f"The {name} split has cases of one class only, so no AUC can be measured; change the splits."
             )

@@ -51,7 +51,7 @@ def test_a_hospital_is_loaded_whole_with_patients_as_units(card, manifest):
         assert split.images.dtype == torch.float32
         assert float(split.images.min()) == -1
         assert float(split.images.max()) <= 1
-        assert len(split.unit_labels()) == split.n_units  # a patient has one label
+        assert split.one_label_per_unit()
         assert len({split.labels[i].item() for i in range(len(split.labels))}) == 2
     assert max(int(split.units.bincount().max()) for split in splits.values()) > 1
 

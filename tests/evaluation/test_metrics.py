@@ -72,7 +72,7 @@ def test_bootstrap_auc_equals_scikit_learn_on_every_resample():
 
     proba, labels = binormal(80, 0.7, seed=5, share=0.25)
     scores = np.round(proba[:, 1], 1)  # many ties
-    for weights in _resamples(labels, 25, seed=0):
+    for weights in _resamples(labels, None, 25, seed=0):
         assert np.all(weights[:, labels == 1].sum(1) == 20)
         fast = _Ranking(scores, labels == 1).auc(weights)
         slow = [roc_auc_score(labels, scores, sample_weight=row) for row in weights]

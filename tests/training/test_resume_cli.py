@@ -70,7 +70,7 @@ def test_the_command_line_stops_says_how_to_go_on_and_does(shell, monkeypatch, c
     assert weights(shell / "runs" / "chaos") == untouched
     report = json.loads((shell / "privacy_reports" / "chaos" / "report.json").read_text())
     assert report["ledger"]["notes"] == {"resume": 1, "start": 1}
-    assert report["provenance"]["command"] == "dpeq train recipe.yaml"
+    assert report["provenance"]["command"] == "dpeq train <path>"
     capfd.readouterr()
     assert dpeq("train", "--resume", "runs/chaos") == 2
     assert "is finished" in capfd.readouterr().err

@@ -1,0 +1,28 @@
+import pytest
+
+from dpeq.training.provenance import command_line
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["train", "pneumoniamnist", "privacy.epsilon=3"], "dpeq train pneumoniamnist privacy.epsilon=3"),
+        (["train", "Doe^Jane.yaml", "--baseline"], "dpeq train <path> --baseline"),
+        (
+            ["train", "demo", "data.manifest=/ct/Doe/m", "--runs=doe/runs"],
+            "dpeq train demo data.manifest=<path> --runs=<path>",
+        ),
+        (["train", "demo", "--data-root", "~doe"], "dpeq train demo --data-root <path>"),
+        (["train", "demo", "data.spacing=[2,2,2]", "name=a b"], "dpeq train demo 'data.spacing=[2,2,2]' 'name=a b'"),
+        (["train", "demo", "model.weights=doe.safetensors"], "dpeq train demo model.weights=<path>"),
+        (["train", "demo", "model.name=package.module:Net"], "dpeq train demo model.name=package.module:Net"),
+    ],
+)
+def test_the_command_is_told_without_paths(typed, told):
+    assert command_line("dpeq", typed) == told
+
+
+def test_a_file_without_a_telling_name_is_a_path_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "doe").write_text("")
+    assert command_line("dpeq", ["train", "doe", "--runs", "roe"]) == "dpeq train <path> --runs roe"
