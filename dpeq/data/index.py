@@ -11,11 +11,12 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpeq.data.dicom import SliceHeader, order_slices, read_header, read_volume
-from dpeq.data.manifest import SPLITS, Manifest, Record, private_path
+from dpeq.data.manifest import SPLITS, FileStamp, Manifest, Record, private_path
+from dpeq.data.readers.source import Source
 from dpeq.errors import DataError
 
 __all__ = ["IndexSummary", "index_folder"]
@@ -91,13 +92,15 @@ def index_folder(
             rejects += [(header.path, str(reason)) for header in headers]
             continue
         label, split = entry
-        files = tuple(str(header.path.relative_to(folder)) for header in ordered)
+        names = tuple(str(header.path.relative_to(folder)) for header in ordered)
         image = _pseudonym(key, f"image|{patient_id}|{uid}")
-        records.append(Record(_pseudonym(key, patient_id), image, label, split, files))
+        columns, rows = ordered[0].shape[1], ordered[0].shape[0]
+        shape = (1, columns, rows, len(ordered))
+        records.append(Record(_pseudonym(key, patient_id), image, label, split, shape, False, Source("dicom", names)))
         modalities.add(headers[0].modality)
     imaged = {patient for patient, _, _ in series}
-    rows = sorted((str(path.relative_to(folder)), reason) for path, reason in rejects)
-    _write_table(out.with_name("rejects.csv"), ("path", "reason"), rows)
+    listed = sorted((str(path.relative_to(folder)), reason) for path, reason in rejects)
+    _write_table(out.with_name("rejects.csv"), ("path", "reason"), listed)
     unmatched = [(patient, "no label") for patient in sorted(unlabelled)]
     unmatched += [(patient, "no images") for patient in sorted(set(table) - imaged)]
     _write_table(out.with_name("unmatched.csv"), ("patient_id", "reason"), unmatched)
@@ -109,7 +112,8 @@ def index_folder(
         raise DataError(f"{folder} mixes the modalities {', '.join(sorted(modalities))}; index each by itself.")
     if any(not record.split for record in records):
         records = _make_splits(records)
-    manifest = Manifest(folder, classes, modalities.pop(), tuple(sorted(records, key=lambda r: r.image)))
+    files = {file: _stamp(folder / file) for record in records for file in record.files}
+    manifest = Manifest(folder, classes, modalities.pop(), tuple(sorted(records, key=lambda r: r.image)), files)
     manifest.check()
     manifest.write(out)
     accepted = sum(len(record.files) for record in records)
@@ -193,7 +197,12 @@ def _make_splits(records: list[Record]) -> list[Record]:
         n_test, n_val = (round(_SHARES[name] * len(patients)) for name in ("test", "val"))
         names = ["test"] * n_test + ["val"] * n_val + ["train"] * (len(patients) - n_test - n_val)
         split.update(zip(patients, names, strict=True))
-    return [Record(r.patient, r.image, r.label, split[r.patient], r.files) for r in records]
+    return [replace(r, split=split[r.patient]) for r in records]
+
+
+def _stamp(path: Path) -> FileStamp:
+    stat = path.stat()
+    return FileStamp(stat.st_size, stat.st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _make_room(out: Path) -> None:

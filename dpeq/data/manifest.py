@@ -1,46 +1,75 @@
 """The manifest: which image belongs to which patient, with which label, in which split.
 
-The public part (``manifest.json``) carries pseudonyms only; the list of files, whose names may identify, lies beside it
-in ``manifest.private.json``, readable by its owner alone.
+The public part (``manifest.json``) carries pseudonyms only; where the images lie, whose paths may identify, is in
+``manifest.private.json`` beside it, readable by its owner alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpeq.data.private import private_path, replacing, write_private_json
+from dpeq.data.readers.source import Source
 from dpeq.errors import DataError
 
-__all__ = ["SPLITS", "Manifest", "Record", "private_path", "write_private"]
+__all__ = ["SPLITS", "FileStamp", "Manifest", "Record", "private_path"]
 
 SPLITS = ("train", "val", "test")
-_VERSION = 1
+_VERSION = 2
+_PUBLIC = ("patient", "image", "label", "split", "burned_in")
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What a file was when it was indexed: bytes, time of change (``st_mtime_ns``) and SHA-256 in hexadecimal."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image or volume: pseudonym of its patient, an id of its own, a class index, a split, and its files."""
+    """One image or volume.
+
+    Attributes:
+        patient, image: keyed pseudonyms.
+        label: index of the class.
+        shape: ``(channels, x, y, z)`` of the voxels.
+        burned_in: whether the header says that text is burned into the pixels.
+        source: where the voxels lie, relative to the root.
+        mask: where those of its mask lie, on the same grid.
+    """
 
     patient: str
     image: str
     label: int
     split: str
-    files: tuple[str, ...]
+    shape: tuple[int, int, int, int]
+    burned_in: bool
+    source: Source
+    mask: Source | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of the image, then those of its mask, relative to the root."""
+        return self.source.files + (self.mask.files if self.mask is not None else ())
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """An indexed data set; ``records`` name files relative to ``root``."""
+    """An indexed data set. ``files`` has the stamp of every file that a record names, relative to ``root``."""
 
     root: Path
     classes: tuple[str, ...]
     modality: str
     records: tuple[Record, ...]
+    files: dict[str, FileStamp] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises :class:`DataError`, in one sentence, for a manifest that no run may rest on."""
@@ -51,8 +80,12 @@ class Manifest:
                 raise DataError(f"Image {record.image} is in a split '{record.split}'; use one of {', '.join(SPLITS)}.")
             if not 0 <= record.label < len(self.classes):
                 raise DataError(f"Image {record.image} has label {record.label}; use 0 to {len(self.classes) - 1}.")
-            if not record.files:
+            if not record.source.files or (record.mask is not None and not record.mask.files):
                 raise DataError(f"Image {record.image} has no files; run 'dpeq index' again.")
+            if any(file not in self.files for file in record.files):
+                raise DataError(f"Image {record.image} has files that were never read; run 'dpeq index' again.")
+            if len(record.shape) != 4 or min(record.shape) < 1:
+                raise DataError(f"Image {record.image} has the shape {record.shape}; run 'dpeq index' again.")
         if len({record.image for record in self.records}) < len(self.records):
             raise DataError("The manifest names an image twice; run 'dpeq index' again.")
         for patient, names in splits.items():
@@ -75,14 +108,22 @@ class Manifest:
         }
 
     def write(self, path: Path) -> None:
-        """Writes ``path`` and, beside it, the private list of files (mode 0600)."""
-        public = [{k: v for k, v in asdict(record).items() if k != "files"} for record in self.records]
+        """Writes ``path`` and, beside it, the private part (mode 0600); each appears whole or not at all."""
+        public = [{name: getattr(r, name) for name in _PUBLIC} | {"shape": list(r.shape)} for r in self.records]
         body = {"version": _VERSION, "modality": self.modality, "classes": list(self.classes), "records": public}
+        text = json.dumps(body, indent=1) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        files = {record.image: list(record.files) for record in self.records}
-        write_private(private_path(path), {"manifest_sha256": digest, "root": str(self.root.resolve()), "files": files})
+        with replacing(path, private=False) as stream:
+            stream.write(text)
+        private = {
+            "version": _VERSION,
+            "manifest_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "root": str(self.root.resolve()),
+            "sources": {r.image: r.source.to_dict() for r in self.records},
+            "masks": {r.image: r.mask.to_dict() for r in self.records if r.mask is not None},
+            "files": {name: [stamp.size, stamp.mtime_ns, stamp.sha256] for name, stamp in self.files.items()},
+        }
+        write_private_json(private_path(path), private)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -90,39 +131,36 @@ class Manifest:
         if not path.is_file():
             raise DataError(f"There is no manifest {path}; make one with 'dpeq index FOLDER --out {path}'.")
         public, private = _load(path), _load(private_path(path))
+        for part, name in ((public, path), (private, private_path(path))):
+            if part.get("version", 1) != _VERSION:
+                raise DataError(f"{name} was written by another version of dpeq; run 'dpeq index' again.")
         if private.get("manifest_sha256") != hashlib.sha256(path.read_bytes()).hexdigest():
             raise DataError(f"{path} was changed after it was indexed; run 'dpeq index' again.")
         try:
+            masks = {image: Source.from_dict(values) for image, values in private["masks"].items()}
             records = tuple(
                 Record(
-                    str(r["patient"]),
-                    str(r["image"]),
-                    int(r["label"]),
-                    str(r["split"]),
-                    tuple(private["files"][r["image"]]),
+                    patient=str(r["patient"]),
+                    image=str(r["image"]),
+                    label=int(r["label"]),
+                    split=str(r["split"]),
+                    shape=tuple(map(int, r["shape"])),  # type: ignore[arg-type]  # of four numbers: check() sees to it
+                    burned_in=bool(r["burned_in"]),
+                    source=Source.from_dict(private["sources"][r["image"]]),
+                    mask=masks.get(r["image"]),
                 )
                 for r in public["records"]
             )
-            manifest = cls(Path(private["root"]), tuple(public["classes"]), str(public["modality"]), records)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} lacks or garbles the entry {error}; run 'dpeq index' again.") from error
+            files = {name: FileStamp(int(s), int(t), str(digest)) for name, (s, t, digest) in private["files"].items()}
+            manifest = cls(Path(private["root"]), tuple(public["classes"]), str(public["modality"]), records, files)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            # No word of what stands there: it may be a path.
+            raise DataError(f"{path} or its private part lacks or garbles an entry; run 'dpeq index' again.") from None
         manifest.check()
         return manifest
 
     def split(self, name: str) -> tuple[Record, ...]:
         return tuple(record for record in self.records if record.split == name)
-
-
-def write_private(path: Path, body: Any) -> None:
-    """JSON that its owner alone can read, from the moment it exists."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
-        json.dump(body, handle)
-
-
-def private_path(path: Path) -> Path:
-    """Where the list of files of the manifest ``path`` lies."""
-    return path.with_name(f"{path.stem}.private.json")
 
 
 def _load(path: Path) -> dict[str, Any]:
