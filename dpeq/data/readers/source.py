@@ -64,6 +64,7 @@ class Slice:
         thickness: distance to the next slice that the header promises, or None.
         number: InstanceNumber, or None.
         keys: what tells time points, echoes and the like apart, by attribute keyword.
+        instance: SOPInstanceUID, by which a copy of a file is known.
     """
 
     orientation: tuple[float, ...]
@@ -72,6 +73,7 @@ class Slice:
     thickness: float | None
     number: int | None
     keys: tuple[tuple[str, str], ...] = ()
+    instance: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""The header of one DICOM file: which image it is of, where its slice lies, and what speaks against reading it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from dpeq.data.deid import present
+from dpeq.data.readers.dicom_file import DicomFile, integer, numbers, open_dicom, optional_number, text, value
+from dpeq.data.readers.dicom_frames import is_enhanced, members
+from dpeq.data.readers.dicom_kinds import FLAT, NEEDS_PLACE, modality_word, require_image
+from dpeq.data.readers.dicom_pixels import layout_of, scale_of
+from dpeq.data.readers.source import Header, Refused, Slice
+
+__all__ = ["KEYS", "header_of", "read_header"]
+
+# What tells volumes of one series apart, and (the first three) what must be the same throughout one. Times of the clock
+# are left out: they tell slices apart, not volumes.
+KEYS = (
+    "FrameOfReferenceUID", "RescaleType", "Units", "ImageType", "EchoNumbers", "EchoTime", "InversionTime", "FlipAngle",
+    "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "NominalPercentageOfCardiacPhase",
+    "FrameReferenceTime", "DiffusionBValue", "DiffusionGradientOrientation", "ConvolutionKernel", "KVP", "StackID",
+)  # fmt: skip
+
+
+def read_header(path: Path) -> Header:
+    """What indexing keeps of one DICOM file; its voxels are not read.
+
+    Raises:
+        Refused: when it is no image, or none that is read exactly.
+    """
+    with open_dicom(path) as opened:
+        return header_of(opened)
+
+
+def header_of(opened: DicomFile) -> Header:
+    """As :func:`read_header`, of a file that is open."""
+    data = opened.data
+    require_image(data)
+    ids = [text(data, tag) for tag in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")]
+    if not ids[0]:
+        raise Refused("no patient id")
+    if not ids[1] or not ids[2]:
+        raise Refused("no study or series id")
+    code = text(data, "Modality").upper()
+    frames = integer(data, "NumberOfFrames", 1)
+    enhanced = is_enhanced(data)
+    if frames > 1 and not enhanced:
+        raise Refused("a film without geometry")
+    layout = layout_of(opened, frames)
+    shape = (layout.samples, layout.columns, layout.rows, 1)
+    parts = ()
+    where = None
+    if enhanced:
+        shape, parts = members(data, layout)
+    else:
+        where = _slice(data, code)
+        scale_of(data, layout)
+    return Header(
+        "enhanced" if enhanced else "dicom",
+        shape,
+        modality_word(code),
+        *ids,
+        members=parts,
+        slice=where,
+        burned_in=text(data, "BurnedInAnnotation").upper() == "YES",
+        identifying=present(data),
+    )
+
+
+def _slice(data: Dataset, code: str) -> Slice:
+    number = value(data, "InstanceNumber")
+    number = None if number is None else integer(data, "InstanceNumber")
+    keys = tuple((name, found) for name in KEYS if (found := text(data, name)))
+    instance = text(data, "SOPInstanceUID")
+    # Calibrated at the patient where it is there; the detector's own spacing is larger by the magnification.
+    spacing = numbers(data, "PixelSpacing", 2)
+    if code not in FLAT:
+        orientation, position = numbers(data, "ImageOrientationPatient", 6), numbers(data, "ImagePositionPatient", 3)
+        if orientation and position and spacing:
+            if min(spacing) <= 0:
+                raise Refused("a pixel spacing that is not positive")
+            between = [optional_number(data, name) or 0 for name in ("SpacingBetweenSlices", "SliceThickness")]
+            thickness = next((edge for edge in between if edge > 0), None)
+            return Slice(orientation, position, spacing, thickness, number, keys, instance)
+        if code in NEEDS_PLACE:
+            raise Refused("no position, no orientation or no pixel spacing")
+    spacing = spacing or numbers(data, "ImagerPixelSpacing", 2)
+    if spacing and min(spacing) <= 0:
+        raise Refused("a pixel spacing that is not positive")
+    return Slice((), (), spacing, None, number, keys, instance)
