@@ -1,0 +1,5 @@
+"""Indexing a folder of images: every file ends up in the manifest or in the list of rejects."""
+
+from dpeq.data.index.build import IndexSummary, index_folder
+
+__all__ = ["IndexSummary", "index_folder"]
