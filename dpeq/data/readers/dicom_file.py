@@ -67,13 +67,13 @@ class DicomFile:
     size: int | None
     stream: _Bounded | _Inflated
 
-    def read(self, length: int) -> bytes:
-        """``length`` bytes from the start of the pixels, fewer where the file ends; ``length`` was checked."""
+    def read(self, length: int, offset: int = 0) -> bytes:
+        """``length`` bytes of the pixels, fewer where the file ends; how many there should be was checked."""
         if self.pixels is None:
-            raise Refused("no pixels")
+            raise Refused("not an image (no pixels)")
         try:
-            self.stream.allow(length)
-            self.stream.seek(self.pixels.start)
+            self.stream.allow(offset + length)
+            self.stream.seek(self.pixels.start + offset)
             return self.stream.read(length)
         except (OSError, zlib.error) as error:
             raise Refused("pixels that are cut off", type(error).__name__) from None

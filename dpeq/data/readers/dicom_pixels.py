@@ -12,7 +12,7 @@ All others are mirrored within the range of what can be stored, so that more is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,27 +150,22 @@ def check_length(opened: DicomFile, layout: Layout) -> None:
         raise Refused("pixels that are cut off", f"{opened.size - start} of {promised} bytes")
 
 
-def frames_of(opened: DicomFile, layout: Layout) -> Iterator[np.ndarray]:
-    """Stored values ``[rows, columns]``, or ``[rows, columns, 3]`` in RGB, one frame after the other.
+def frames_of(opened: DicomFile, layout: Layout, wanted: Sequence[int] = (0,)) -> Iterator[np.ndarray]:
+    """Stored values ``[rows, columns]``, or ``[rows, columns, 3]`` in RGB, of the frames ``wanted``, in their order.
 
     Raises:
         Refused: when they cannot be decoded.
     """
     native = opened.syntax in _NATIVE
+    pieces: Iterator[bytes]
     if native:
-        everything = opened.read(layout.native_bytes)
-        if len(everything) < layout.native_bytes:
-            raise Refused("pixels that are cut off", f"{len(everything)} of {layout.native_bytes} bytes")
         size = layout.native_bytes // layout.frames
-        pieces = [memoryview(everything)[k * size : (k + 1) * size] for k in range(layout.frames)]
+        pieces = (opened.read(size, size * k) for k in wanted)
     else:
         assert opened.size is not None  # only a deflated file has none, and it holds no compressed pixels
         assert opened.pixels is not None
-        compressed = opened.read(opened.size - opened.pixels.start)
-        pieces = split_frames(compressed, layout.frames)
-        for piece in pieces:
-            check_frame(piece, opened.syntax, layout.rows, layout.columns, layout.samples, layout.bits)
-        del compressed
+        every = split_frames(opened.read(opened.size - opened.pixels.start), layout.frames)
+        pieces = (every[k] for k in wanted)
     options: dict[str, Any] = {
         "rows": layout.rows,
         "columns": layout.columns,
@@ -188,7 +183,13 @@ def frames_of(opened: DicomFile, layout: Layout) -> Iterator[np.ndarray]:
     # The data set of a deflated file is inflated by now.
     decoder = get_decoder("1.2.840.10008.1.2.1" if opened.syntax == DEFLATED else opened.syntax)
     for piece in pieces:
-        source = bytes(piece) if native else encapsulate([bytes(piece)], has_bot=False)
+        if native:
+            source = piece
+            if len(piece) < size:
+                raise Refused("pixels that are cut off", f"{len(piece)} of {size} bytes")
+        else:
+            check_frame(piece, opened.syntax, layout.rows, layout.columns, layout.samples, layout.bits)
+            source = encapsulate([piece], has_bot=False)
         try:
             frame, _ = decoder.as_array(source, decoding_plugin=_PLUGINS.get(opened.syntax, ""), **options)
         except MemoryError:
