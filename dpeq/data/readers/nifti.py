@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dpeq.data.readers.sniff import open_regular
+from dpeq.data.readers.sniff import gzip_start, open_regular
 from dpeq.data.readers.source import Header, Member, Refused, Volume
 
 __all__ = ["read_nifti", "read_nifti_header"]
@@ -163,10 +163,7 @@ def _layout(stream: BinaryIO) -> tuple[_Layout, bool]:
     head = stream.read(544)
     compressed = head.startswith(b"\x1f\x8b")
     if compressed:
-        try:
-            head = zlib.decompressobj(wbits=31).decompress(head + stream.read(1 << 16), 544)
-        except zlib.error as error:
-            raise Refused("a broken gzip file", error) from None
+        head = gzip_start(head + stream.read(1 << 16), 544)
     layout = _parse(head)
     if int(np.prod(layout.shape, dtype=object)) * 4 > _MOST_BYTES or (compressed and layout.end > _MOST_BYTES):
         raise Refused("larger than is read", layout.shape)

@@ -18,7 +18,7 @@ from pydicom.valuerep import VR
 
 from dpeq.data.readers.source import Format, Refused
 
-__all__ = ["kind_of", "open_regular"]
+__all__ = ["gzip_start", "kind_of", "open_regular"]
 
 _HEAD = 4096  # bytes that decide
 _GZIP_INPUT = 1 << 16  # enough for a gzip header with a long name, and for the start of the stream
@@ -129,7 +129,7 @@ def _kind(stream: BinaryIO) -> Format:
         return "dicom"
     if head.startswith(b"\x1f\x8b"):
         head += stream.read(_GZIP_INPUT - len(head))
-        if _is_nifti(_inflated(head)):
+        if _is_nifti(gzip_start(head, _NIFTI_HEADER)):
             return "nifti"
         raise Refused("a gzip file that holds no NIfTI image")
     if _is_nifti(head):
@@ -152,11 +152,21 @@ def _kind(stream: BinaryIO) -> Format:
     raise Refused("not an image (unknown content)")
 
 
-def _inflated(head: bytes) -> bytes:
+def gzip_start(data: bytes, most: int) -> bytes:
+    """The first ``most`` bytes that the beginning of a gzip file decodes to, across its members (RFC 1952).
+
+    Raises:
+        Refused: when it is broken; fewer bytes when it ends before.
+    """
+    start = b""
     try:
-        return zlib.decompressobj(wbits=31).decompress(head, _NIFTI_HEADER)
+        while data and len(start) < most:
+            member = zlib.decompressobj(wbits=31)
+            start += member.decompress(data, most - len(start))
+            data = member.unused_data if member.eof else b""
     except zlib.error as error:
         raise Refused("a broken gzip file", error) from None
+    return start
 
 
 def _is_nifti(head: bytes) -> bool:

@@ -1,0 +1,413 @@
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from helpers import shared_data
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from dpeq.data.readers import nifti
+from dpeq.data.readers.nifti import read_nifti, read_nifti_header
+from dpeq.data.readers.read import examine, read
+from dpeq.data.readers.source import Refused, Source
+
+RNG = np.random.default_rng(1)
+VOXELS = RNG.integers(-1000, 3000, (5, 6, 7)).astype(np.int16)
+AFFINE = nib.affines.from_matvec(Rotation.from_rotvec([0.2, -0.4, 0.3]).as_matrix() * [1.5, 2.0, 2.5], [10, -20, 30])
+
+
+def saved(path: Path, voxels: np.ndarray = VOXELS, affine: np.ndarray | None = AFFINE, kind=nib.Nifti1Image, **fields):
+    """A file written by nibabel whose header fields are then set to ``fields``, whatever they mean."""
+    image = kind(voxels, affine)
+    if affine is not None:
+        image.set_sform(affine, 1)
+        image.set_qform(affine, 0)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+    if fields:
+        patched(path, **fields)
+    return path
+
+
+def patched(path: Path, **fields: object) -> Path:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as stream:
+        content = bytearray(stream.read())
+    size = struct.unpack("<i", content[:4])[0]
+    kind = nib.Nifti1Header if size == 348 else nib.Nifti2Header
+    header = kind(bytes(content[:size]), check=False)
+    for name, value in fields.items():
+        header[name] = value
+    content[:size] = header.binaryblock
+    with opener(path, "wb") as stream:
+        stream.write(content)
+    return path
+
+
+def reason(path: Path) -> str:
+    with pytest.raises(Refused) as refusal:
+        read(path.parent, Source("nifti", (path.name,), len(examine(path).members) - 1))
+    return refusal.value.reason
+
+
+def agrees_with_nibabel(path: Path) -> None:
+    image = nib.load(path)
+    header = read_nifti_header(path)
+    expected = image.get_fdata(dtype=np.float64).astype(np.float32)
+    expected = expected.reshape((*expected.shape, 1, 1)[:4])
+    assert len(header.members) == expected.shape[3]
+    for part in range(expected.shape[3]):
+        volume = read_nifti(path, part)
+        assert volume.voxels.dtype == np.float32
+        assert volume.voxels.shape == header.shape == (1, *expected.shape[:3])
+        assert np.array_equal(volume.voxels[0], expected[..., part])
+        assert volume.voxels.flags.writeable
+        np.testing.assert_allclose(volume.affine, image.affine, atol=1e-5)
+        assert volume.geometry == "placed"
+
+
+DTYPES = ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_type_of_number(tmp_path, dtype, suffix, kind):
+    image = kind(VOXELS.astype(dtype), AFFINE, dtype=dtype)
+    nib.save(image, tmp_path / f"a.{suffix}")
+    agrees_with_nibabel(tmp_path / f"a.{suffix}")
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_the_other_byte_order(tmp_path, kind):
+    plain = kind(VOXELS, AFFINE)
+    swapped = plain.header.as_byteswapped(">")
+    image = kind(VOXELS.astype(">i2"), AFFINE, swapped)
+    image.header.set_slope_inter(0.5, 3)
+    nib.save(image, tmp_path / "a.nii")
+    assert (tmp_path / "a.nii").read_bytes()[:2] == b"\0\0"
+    agrees_with_nibabel(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 1), (5, 6, 7, 1), (5, 6, 7, 3), (5, 6, 1, 4), (5, 6, 7, 3, 1, 1, 1)])
+def test_dimensions(tmp_path, shape, suffix):
+    path = tmp_path / f"a.{suffix}"
+    nib.save(nib.Nifti1Image(RNG.normal(size=shape).astype(np.float32), AFFINE), path)
+    agrees_with_nibabel(path)
+
+
+def test_simpleitk_agrees_on_values_and_places(tmp_path):
+    """ITK keeps physical space in LPS and numpy arrays with x last."""
+    path = saved(tmp_path / "a.nii.gz", scl_slope=0.25, scl_inter=-7)
+    image, volume = sitk.ReadImage(str(path)), read_nifti(path)
+    assert np.array_equal(volume.voxels[0], sitk.GetArrayFromImage(image).transpose(2, 1, 0).astype(np.float32))
+    for voxel in [(0, 0, 0), (4, 0, 0), (0, 5, 0), (0, 0, 6), (2, 3, 4)]:
+        place = np.array(image.TransformIndexToPhysicalPoint(voxel)) * [-1, -1, 1]
+        np.testing.assert_allclose((volume.affine @ [*voxel, 1])[:3], place, atol=1e-4)
+    np.testing.assert_allclose(volume.spacing, (1.5, 2.0, 2.5), atol=1e-5)
+
+
+def test_what_simpleitk_writes(tmp_path):
+    image = sitk.GetImageFromArray(VOXELS)
+    image.SetSpacing((0.7, 0.8, 3))
+    image.SetDirection(Rotation.from_rotvec([0.1, 0.5, 2]).as_matrix().ravel().tolist())
+    image.SetOrigin((-3, 4, 5))
+    sitk.WriteImage(image, tmp_path / "a.nii")
+    agrees_with_nibabel(tmp_path / "a.nii")
+    flat = sitk.GetImageFromArray(VOXELS[0])
+    sitk.WriteImage(flat, tmp_path / "b.nii")
+    agrees_with_nibabel(tmp_path / "b.nii")
+
+
+def test_colours(tmp_path):
+    pixels = RNG.integers(0, 256, (5, 6, 7, 4)).astype(np.uint8)
+    rgb = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+    stored = np.ascontiguousarray(pixels[..., :3]).view(rgb)[..., 0]
+    path = tmp_path / "rgb.nii"
+    nib.save(nib.Nifti1Image(stored, AFFINE), path)
+    assert read_nifti_header(path).shape == (3, 5, 6, 7)
+    assert np.array_equal(read_nifti(path).voxels, pixels[..., :3].transpose(3, 0, 1, 2))
+    assert reason(patched(path, scl_slope=2)) == "colours that are rescaled"
+    rgba = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1"), ("A", "u1")])
+    path = tmp_path / "rgba.nii"
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(pixels).view(rgba)[..., 0], AFFINE), path)
+    assert reason(path) == "colours that are not opaque"
+    pixels[..., 3] = 255
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(pixels).view(rgba)[..., 0], AFFINE), path)
+    assert read_nifti_header(path).shape == (3, 5, 6, 7)
+    assert np.array_equal(read_nifti(path).voxels, pixels[..., :3].transpose(3, 0, 1, 2))
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(2.5, -1000), (1, 7), (-1, 0), (0, 5), (np.nan, 5), (1e-3, 0.1)])
+def test_rescaling_in_double_precision(tmp_path, slope, intercept):
+    path = saved(tmp_path / "a.nii", scl_slope=slope, scl_inter=intercept)
+    agrees_with_nibabel(path)
+    none = slope == 0 or np.isnan(slope)
+    slope32, intercept32 = (1.0, 0.0) if none else (float(np.float32(slope)), float(np.float32(intercept)))
+    assert np.array_equal(read_nifti(path).voxels[0], (VOXELS * slope32 + intercept32).astype(np.float32))
+
+
+def test_rescaling_that_is_no_number(tmp_path):
+    assert reason(saved(tmp_path / "a.nii", scl_slope=np.inf)) == "a rescaling that is not finite"
+    assert reason(saved(tmp_path / "a.nii", scl_slope=1, scl_inter=np.nan)) == "a rescaling that is not finite"
+
+
+@given(
+    turn=st.tuples(*[st.floats(-3.1, 3.1)] * 3),
+    edges=st.tuples(*[st.floats(0.1, 9)] * 3),
+    mirrored=st.booleans(),
+)
+def test_the_qform_as_nibabel_has_it(tmp_path_factory, turn, edges, mirrored):
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_rotvec(turn).as_matrix() * np.array([-1 if mirrored else 1, 1, 1]) * edges
+    affine[:3, 3] = 5, -6, 7
+    image = nib.Nifti1Image(VOXELS, affine)
+    image.set_qform(affine, 1)
+    image.set_sform(None, 0)
+    path = tmp_path_factory.mktemp("q") / "a.nii"
+    nib.save(image, path)
+    # Half turns are where the three stored numbers say least (see the module).
+    np.testing.assert_allclose(read_nifti(path).affine, affine, atol=2e-3 * max(edges))
+    np.testing.assert_allclose(read_nifti(path).affine, nib.load(path).affine, atol=2e-3 * max(edges))
+
+
+def test_sform_before_qform_and_neither(tmp_path):
+    path = saved(tmp_path / "a.nii")
+    np.testing.assert_allclose(read_nifti(path).affine, AFFINE, atol=1e-5)
+    assert reason(patched(path, sform_code=0)) == "a NIfTI image without orientation"
+    assert reason(patched(path, qform_code=2, quatern_b=2)) == "a rotation (qform) that is none"
+    assert reason(patched(path, quatern_b=np.nan)) == "an affine that is not finite"
+
+
+def test_two_orientations(tmp_path):
+    """SimpleITK would take one and nibabel the other; within half a voxel both see the same."""
+    path = tmp_path / "a.nii"
+    image = nib.Nifti1Image(VOXELS, AFFINE)
+
+    def with_qform(affine: np.ndarray) -> Path:
+        image.set_sform(AFFINE, 1)
+        image.set_qform(affine, 1)
+        nib.save(image, path)
+        return path
+
+    agrees_with_nibabel(with_qform(AFFINE))
+    near, far, mirrored = AFFINE.copy(), AFFINE.copy(), AFFINE @ np.diag([-1, 1, 1, 1])
+    near[0, 3] += 0.7
+    far[0, 3] += 0.8
+    agrees_with_nibabel(with_qform(near))
+    for affine in (far, mirrored):
+        assert reason(with_qform(affine)) == "two orientations (qform and sform) that contradict each other"
+
+
+def test_geometry_that_is_none(tmp_path):
+    path = tmp_path / "a.nii"
+
+    def of(affine: np.ndarray, **fields: object) -> str:
+        saved(path, affine=AFFINE)
+        edges = np.linalg.norm(affine[:3, :3], axis=0)
+        rows = {f"srow_{axis}": affine[row] for row, axis in enumerate("xyz")}
+        return reason(patched(path, **{"pixdim": [1, *edges, 0, 0, 0, 0], **rows, **fields}))
+
+    broken = AFFINE.copy()
+    broken[1, 1] = np.nan
+    assert of(broken) == "an affine that is not finite"
+    broken[1, 1] = np.inf
+    assert of(broken) == "an affine that is not finite"
+    assert of(AFFINE @ np.diag([1, 0, 1, 1])) == "an affine that is singular"
+    flat = AFFINE.copy()
+    flat[:3, 2] = flat[:3, 0] * 1.3
+    assert of(flat) == "an affine that is singular"
+    sheared = AFFINE.copy()
+    sheared[:3, 2] += sheared[:3, 1] * 0.2
+    assert of(sheared) == "axes that are not perpendicular"
+    assert of(AFFINE * [[1e6], [1e6], [1e6], [1]]) == "voxels of an absurd size"
+    contradiction = "a voxel size (pixdim) that contradicts the affine"
+    assert of(AFFINE, pixdim=[1, 1.5, 2.01, 2.5, 0, 0, 0, 0]) == contradiction
+    assert of(AFFINE, pixdim=[1, 1.5, -2, 2.5, 0, 0, 0, 0]) == contradiction
+    assert of(AFFINE, pixdim=[1, 1.5, np.nan, 2.5, 0, 0, 0, 0]) == contradiction
+
+
+def test_axes_that_lean_by_rounding_alone_are_read(tmp_path):
+    leaning = AFFINE.copy()
+    leaning[:3, 2] += leaning[:3, 1] * 2e-4
+    agrees_with_nibabel(saved(tmp_path / "a.nii", affine=leaning))
+
+
+@pytest.mark.parametrize(("unit", "factor"), [(0, 1), (2, 1), (1, 1000), (3, 0.001)])
+def test_units_of_length(tmp_path, unit, factor):
+    path = saved(tmp_path / "a.nii", xyzt_units=unit | 8)
+    expected = AFFINE.copy()
+    expected[:3] *= factor
+    np.testing.assert_allclose(read_nifti(path).affine, expected, rtol=1e-6)
+    assert reason(patched(path, xyzt_units=5)) == "a unit of length that does not exist"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"dim": [0, 5, 6, 7, 1, 1, 1, 1]}, "a header that contradicts itself"),
+        ({"dim": [8, 5, 6, 7, 1, 1, 1, 1]}, "a header that contradicts itself"),
+        ({"dim": [3, 5, -6, 7, 1, 1, 1, 1]}, "an image without voxels"),
+        ({"dim": [3, 5, 0, 7, 1, 1, 1, 1]}, "an image without voxels"),
+        ({"dim": [1, 210, 1, 1, 1, 1, 1, 1]}, "fewer than two dimensions"),
+        ({"dim": [3, 210, 1, 1, 1, 1, 1, 1]}, "fewer than two dimensions"),
+        ({"dim": [5, 5, 6, 1, 1, 7, 1, 1]}, "more than four dimensions"),
+        ({"dim": [3, 5, 6, 8, 1, 1, 1, 1]}, "shorter than its header promises"),
+        ({"dim": [3, 5, 6, 6, 1, 1, 1, 1]}, "longer than its header promises"),
+        ({"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]}, "larger than is read"),
+        ({"dim": [4, 3200, 3200, 7, 32767, 1, 1, 1]}, "shorter than its header promises"),
+        ({"datatype": 32, "bitpix": 64}, "complex values"),
+        ({"datatype": 1792, "bitpix": 128}, "complex values"),
+        ({"datatype": 1536, "bitpix": 128}, "values of a type that is not read"),
+        ({"datatype": 1, "bitpix": 1}, "values of a type that is not read"),
+        ({"datatype": 0, "bitpix": 0}, "values of a type that is not read"),
+        ({"bitpix": 8}, "a header that contradicts itself"),
+        ({"vox_offset": 0}, "a header that contradicts itself"),
+        ({"vox_offset": np.nan}, "a header that contradicts itself"),
+        ({"vox_offset": 352.5}, "a header that contradicts itself"),
+        ({"vox_offset": 368}, "shorter than its header promises"),
+    ],
+)
+def test_headers_that_lie(tmp_path, fields, expected):
+    assert reason(saved(tmp_path / "a.nii", **fields)) == expected
+
+
+def test_an_absurd_nifti2(tmp_path):
+    path = saved(tmp_path / "a.nii", kind=nib.Nifti2Image, dim=[3, 1 << 40, 1 << 40, 1 << 40, 1, 1, 1, 1])
+    assert reason(path) == "larger than is read"
+    assert reason(patched(path, dim=[4, 1, 2, 1, 1 << 20, 1, 1, 1])) == "more images than are read from one file"
+    assert reason(patched(path, dim=[3, 5, 6, 7, 1, 1, 1, 1], srow_x=[1e300, 1e300, 0, 0])) == (
+        "a voxel size (pixdim) that contradicts the affine"
+    )
+
+
+def test_values_that_are_not_finite(tmp_path):
+    voxels = VOXELS.astype(np.float64)
+    voxels[1, 2, 3] = np.nan
+    assert reason(saved(tmp_path / "a.nii", voxels)) == "voxels that are not finite"
+    voxels[1, 2, 3] = 1e39  # finite in float64, not in float32
+    assert reason(saved(tmp_path / "a.nii", voxels)) == "voxels that are not finite"
+
+
+def test_truncated_at_every_place(tmp_path):
+    whole = saved(tmp_path / "a.nii").read_bytes()
+    path = tmp_path / "b.nii"
+    for length in [*range(0, 353, 8), 400, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        assert reason(path)
+    for length in (348, 351, 352, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert reason(path) == "shorter than its header promises"
+    path.write_bytes(whole + b"\0")
+    assert reason(path) == "longer than its header promises"
+
+
+class TestCompressed:
+    def test_several_members_are_one_stream(self, tmp_path):
+        """RFC 1952 section 2.2; bgzip and parallel compressors write such files."""
+        whole = saved(tmp_path / "a.nii").read_bytes()
+        path = tmp_path / "b.nii.gz"
+        path.write_bytes(gzip.compress(whole[:300]) + gzip.compress(b"") + gzip.compress(whole[300:]))
+        agrees_with_nibabel(path)
+
+    def test_cut_off_anywhere(self, tmp_path):
+        path = saved(tmp_path / "a.nii.gz")
+        whole = path.read_bytes()
+        for length in range(0, len(whole), 7):
+            path.write_bytes(whole[:length])
+            assert reason(path) in (
+                "an empty file",
+                "not an image (unknown content)",
+                "a gzip file that holds no NIfTI image",
+                "a gzip file that is cut off",
+                "shorter than its header promises",
+            )
+        path.write_bytes(whole[:-1])
+        assert reason(path) == "a gzip file that is cut off"
+
+    def test_something_behind(self, tmp_path):
+        path = saved(tmp_path / "a.nii.gz")
+        whole = path.read_bytes()
+        for extra, expected in (
+            (b"garbage", "a gzip file with something behind its end"),
+            (b"\0", "a gzip file with something behind its end"),
+            (b"\x1fgarbage", "a broken gzip file"),
+            (gzip.compress(b"\0"), "longer than its header promises"),
+            (gzip.compress(b"")[:-3], "a gzip file that is cut off"),
+        ):
+            path.write_bytes(whole + extra)
+            assert reason(path) == expected
+
+    def test_a_wrong_checksum(self, tmp_path):
+        path = saved(tmp_path / "a.nii.gz")
+        whole = bytearray(path.read_bytes())
+        whole[-6] ^= 1
+        path.write_bytes(whole)
+        assert reason(path) == "a broken gzip file"
+
+    def test_a_stream_of_another_size(self, tmp_path):
+        path = saved(tmp_path / "a.nii.gz")
+        assert reason(patched(path, dim=[3, 5, 6, 8, 1, 1, 1, 1])) == "shorter than its header promises"
+        assert reason(patched(path, dim=[3, 5, 6, 6, 1, 1, 1, 1])) == "longer than its header promises"
+
+    def test_bombs(self, tmp_path):
+        """A small file whose header promises much is refused unread, one that holds much is read no further."""
+        path = saved(tmp_path / "a.nii.gz", dim=[3, 20000, 20000, 1, 1, 1, 1, 1])
+        with pytest.raises(Refused, match="shorter than its header promises"):
+            examine(path)
+        with pytest.raises(Refused, match="larger than is read"):
+            examine(patched(path, dim=[4, 512, 512, 512, 32, 1, 1, 1]))
+
+    def test_a_stream_that_does_not_end_is_left_early(self, tmp_path, monkeypatch):
+        header = gzip.decompress(saved(tmp_path / "a.nii.gz").read_bytes())
+        squeeze = zlib.compressobj(9, wbits=31)
+        body = squeeze.compress(header) + b"".join(squeeze.compress(bytes(1 << 20)) for _ in range(200))
+        (tmp_path / "a.nii.gz").write_bytes(body + squeeze.flush())
+        decoded, pieces = [], nifti._pieces
+
+        def counted(stream):
+            for piece in pieces(stream):
+                decoded.append(len(piece))
+                yield piece
+
+        monkeypatch.setattr(nifti, "_pieces", counted)
+        assert reason(tmp_path / "a.nii.gz") == "longer than its header promises"
+        assert sum(decoded) < 1 << 20
+
+
+def test_a_part_that_is_not_there(tmp_path):
+    path = saved(tmp_path / "a.nii")
+    for part in (-1, 1):
+        with pytest.raises(Refused, match="no image of that number"):
+            read_nifti(path, part)
+
+
+def test_one_time_point_of_a_file_that_is_not_compressed_costs_one_time_point(tmp_path):
+    """Reading stops at the part: what lies behind it may be anything, and reads count few bytes."""
+    path = saved(tmp_path / "a.nii", RNG.integers(0, 9, (16, 16, 16, 50)).astype(np.int16))
+    expected = nib.load(path).dataobj[..., 1]
+    with path.open("r+b") as stream:
+        stream.seek(352 + 2 * 16**3 * 2)
+        stream.write(b"\xff" * (16**3 * 2 * 48))
+    assert np.array_equal(read_nifti(path, 1).voxels[0], expected)
+    assert read_nifti(path, 2).voxels.max() == -1
+
+
+def test_the_archives_at_hand(tmp_path):
+    """Every file of the MSD hippocampus and every ground truth of the DICOM series."""
+    folder = shared_data("msd_hippocampus")
+    files = [*folder.rglob("*.nii.gz"), *shared_data("dicom").rglob("*.nii.gz")]
+    assert len(files) > 500
+    for path in files[::7]:
+        if nib.load(path).header["datatype"] == 2304:
+            continue
+        agrees_with_nibabel(path)
+    for path in files:
+        assert examine(path).members
