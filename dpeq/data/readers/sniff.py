@@ -6,6 +6,7 @@ so a pipe, a socket or a device never blocks the walk.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -82,10 +83,10 @@ def open_regular(path: Path) -> BinaryIO:
     """
     try:
         status = path.stat()
-    except FileNotFoundError as error:
-        raise Refused("a link to nothing" if path.is_symlink() else "cannot be opened", error.strerror) from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        raise Refused("cannot be opened", getattr(error, "strerror", None) or error) from None
+        nowhere = getattr(error, "errno", None) in (errno.ENOENT, errno.ELOOP) and path.is_symlink()
+        reason = "a link to nothing" if nowhere else "cannot be opened"
+        raise Refused(reason, getattr(error, "strerror", None) or error) from None
     _require_regular(status)
     try:
         # Not blocking, and asked again: what was a file a moment ago may be a pipe now.
@@ -116,9 +117,9 @@ def kind_of(path: Path) -> Format:
 
 def _require_regular(status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise Refused("a folder, or a link to one")
+        raise Refused("a folder")
     if not stat.S_ISREG(status.st_mode):
-        raise Refused("not a regular file", stat.filemode(status.st_mode))
+        raise Refused("no file (a pipe, a socket or a device)", stat.filemode(status.st_mode))
 
 
 def _kind(stream: BinaryIO) -> Format:

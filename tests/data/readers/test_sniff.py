@@ -18,6 +18,8 @@ from pydicom.dataset import Dataset
 from dpeq.data.readers.sniff import kind_of, open_regular
 from dpeq.data.readers.source import Refused
 
+PIPE = "no file (a pipe, a socket or a device)"
+
 
 def reason(path: Path) -> str:
     with pytest.raises(Refused) as refusal:
@@ -163,11 +165,11 @@ def test_what_is_no_file_is_refused_and_does_not_block(tmp_path):
     (tmp_path / "dangling").symlink_to("nothing")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "to pipe").symlink_to("pipe")
-    assert reason(tmp_path / "pipe") == reason(tmp_path / "to pipe") == "not a regular file"
-    assert reason(tmp_path / "socket") == reason(Path("/dev/zero")) == "not a regular file"
-    assert reason(tmp_path / "folder") == reason(tmp_path / "to folder") == "a folder, or a link to one"
-    assert reason(tmp_path / "dangling") == "a link to nothing"
-    assert reason(tmp_path / "loop") == reason(tmp_path / "missing") == "cannot be opened"
+    assert reason(tmp_path / "pipe") == reason(tmp_path / "to pipe") == PIPE
+    assert reason(tmp_path / "socket") == reason(Path("/dev/zero")) == PIPE
+    assert reason(tmp_path / "folder") == reason(tmp_path / "to folder") == "a folder"
+    assert reason(tmp_path / "dangling") == reason(tmp_path / "loop") == "a link to nothing"
+    assert reason(tmp_path / "missing") == "cannot be opened"
     assert reason(tmp_path / "with\0null") == "cannot be opened"
     (tmp_path / "link").symlink_to(written(tmp_path, nifti_bytes(), "file"))
     assert kind_of(tmp_path / "link") == "nifti"
@@ -179,7 +181,7 @@ def test_a_file_that_becomes_a_pipe_is_refused_too(tmp_path, monkeypatch):
     os.mkfifo(pipe)
     opened = os.open
     monkeypatch.setattr("os.open", lambda path, flags: opened(pipe, flags))
-    with pytest.raises(Refused, match="not a regular file"):
+    with pytest.raises(Refused, match="no file"):
         open_regular(file)
 
 
