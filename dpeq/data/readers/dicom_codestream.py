@@ -6,6 +6,7 @@ A decoder allocates what its codestream's header promises, so that promise is he
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from itertools import pairwise
 
 from dpeq.data.readers.source import Refused
@@ -15,8 +16,18 @@ __all__ = ["check_frame", "split_frames"]
 _ITEM, _END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _RLE = "1.2.840.10008.1.2.5"
 _EXTENDED = "1.2.840.10008.1.2.4.51"
-_STANDALONE = {0x01, *range(0xD0, 0xD9)}
-_SOF = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_JPEG_2000 = {f"1.2.840.10008.1.2.4.{end}" for end in (90, 91, 201, 202, 203)}
+_PROCESSES = {  # frame headers that a transfer syntax may have
+    "1.2.840.10008.1.2.4.50": (0xC0,),
+    _EXTENDED: (0xC0, 0xC1),
+    "1.2.840.10008.1.2.4.57": (0xC3,),
+    "1.2.840.10008.1.2.4.70": (0xC3,),
+    "1.2.840.10008.1.2.4.80": (0xF7,),
+    "1.2.840.10008.1.2.4.81": (0xF7,),
+}
+_GDCM = [syntax for syntax, markers in _PROCESSES.items() if 0xF7 not in markers]
+_SCAN = 0xDA
+_TABLES = {0xC4, 0xDB, 0xDD, 0xF8, 0xFE, *range(0xE0, 0xF0)}
 _CONTRADICTION = "compressed pixels of another size than the header says"
 
 
@@ -73,43 +84,52 @@ def check_frame(frame: bytes, syntax: str, rows: int, columns: int, samples: int
         if segments != samples * bits // 8 or len(frame) > most:
             raise Refused(_CONTRADICTION, f"{segments} segments")
         return
-    found = _size_2000(frame) if frame[:2] == b"\xff\x4f" else _size_jpeg(frame)
+    found = _size_2000(frame) if syntax in _JPEG_2000 else _size_jpeg(frame, _PROCESSES.get(syntax, ()))
     if found is None:
-        raise Refused("pixels that cannot be decoded", "a codestream without its header")
+        raise Refused("pixels that cannot be decoded", "a codestream without a header of its kind")
+    # libjpeg fills what is missing at the end with grey and says so on the error stream alone.
+    # A pad byte or a few may follow the end (PS3.5 A.4); within compressed data its two bytes never come together.
+    if b"\xff\xd9" not in frame[-16:]:
+        raise Refused("pixels that are cut off", "a codestream without its end")
     depth, *size = found
     if size != [rows, columns, samples] or depth > bits:
         raise Refused(_CONTRADICTION, f"{size} of {depth} bits")
-    if frame[:2] != b"\xff\x4f" and (depth > 8) != (bits > 8) and b"\xff\xf7" not in frame[:256]:
+    if syntax in _GDCM and (depth > 8) != (bits > 8):
         raise Refused(_CONTRADICTION, f"{depth} bits in {bits}")
     if syntax == _EXTENDED and depth != 8:
         raise Refused("JPEG of 12 bits, which is not read")
 
 
-def _size_jpeg(frame: bytes) -> tuple[int, int, int, int] | None:
-    """(bits, rows, columns, components) of the frame header (ISO 10918-1 B.2.2; ISO 14495-1 C.2.2)."""
+def _size_jpeg(frame: bytes, processes: Collection[int]) -> tuple[int, int, int, int] | None:
+    """(bits, rows, columns, components) of the frame header (ISO 10918-1 B.2.2; ISO 14495-1 C.2.2).
+
+    None unless marker follows on marker up to the scan and there is one frame header, of one of ``processes``: on some
+    codestreams that are not in order gdcm ends the process.
+    """
+    found: tuple[int, int, int, int] | None = None
+    at = 2
     if frame[:2] != b"\xff\xd8":
         return None
-    at = 2
-    while at + 4 <= len(frame):
-        if frame[at] != 0xFF:
-            return None
-        marker = frame[at + 1]
-        if marker == 0xFF:  # fill bytes
+    while at + 4 <= len(frame) and frame[at] == 0xFF:
+        marker, length = frame[at + 1], struct.unpack(">H", frame[at + 2 : at + 4])[0]
+        if marker == 0xFF:  # a fill byte
             at += 1
-        elif marker in _STANDALONE:
-            at += 2
-        elif marker in _SOF:
-            if at + 10 > len(frame):
+            continue
+        if marker == _SCAN:
+            return found
+        if marker in processes:
+            if found is not None or length < 8 or at + 10 > len(frame):
                 return None
-            return struct.unpack(">BHHB", frame[at + 4 : at + 10])
-        else:
-            at += 2 + struct.unpack(">H", frame[at + 2 : at + 4])[0]
+            found = struct.unpack(">BHHB", frame[at + 4 : at + 10])
+        elif marker not in _TABLES:
+            return None
+        at += 2 + length
     return None
 
 
 def _size_2000(frame: bytes) -> tuple[int, int, int, int] | None:
     """(bits, rows, columns, components) of the SIZ segment, which comes first (ISO 15444-1 A.5.1)."""
-    if frame[2:4] != b"\xff\x51" or len(frame) < 43:
+    if frame[:4] != b"\xff\x4f\xff\x51" or len(frame) < 43:
         return None
     x, y, x0, y0 = struct.unpack(">4I", frame[8:24])
     components = struct.unpack(">H", frame[40:42])[0]

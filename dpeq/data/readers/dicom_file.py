@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,10 +24,22 @@ from pydicom import config
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset
 
+from dpeq.data.deid import present
 from dpeq.data.readers.sniff import open_regular
 from dpeq.data.readers.source import Refused
 
-__all__ = ["DicomFile", "Pixels", "integer", "numbers", "open_dicom", "optional_number", "quiet", "text", "value"]
+__all__ = [
+    "DicomFile",
+    "Pixels",
+    "identifying",
+    "integer",
+    "numbers",
+    "open_dicom",
+    "optional_number",
+    "quiet",
+    "text",
+    "value",
+]
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 HEADER_LIMIT = 256 << 20
@@ -77,6 +89,13 @@ class DicomFile:
             return self.stream.read(length)
         except (OSError, zlib.error) as error:
             raise Refused("pixels that are cut off", type(error).__name__) from None
+
+
+@contextmanager
+def reopen(path: Path, known: DicomFile) -> Iterator[DicomFile]:
+    """A file whose header was read before and is not read again; of a deflated one the pixels cannot be reached so."""
+    with open_regular(path) as raw, quiet():
+        yield replace(known, stream=_Bounded(raw))
 
 
 @contextmanager
@@ -244,6 +263,14 @@ def quiet() -> Iterator[None]:
                 mode, catcher = _restore.pop(), _restore.pop()
                 config.settings._reading_validation_mode = mode
                 catcher.__exit__(None, None, None)
+
+
+def identifying(data: Dataset) -> tuple[str, ...]:
+    """:func:`dpeq.data.deid.present`, of a header that may hold any bytes."""
+    try:
+        return present(data)
+    except Exception as error:
+        raise Refused("a header value that cannot be read", f"{type(error).__name__}: {error}") from None
 
 
 def value(data: Dataset, keyword: str) -> Any:

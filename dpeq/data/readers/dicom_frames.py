@@ -7,12 +7,14 @@ are planes as slices are, so the same rules tell volumes apart; but a file is ta
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset
 
-from dpeq.data.readers.dicom_file import integer, numbers, open_dicom, optional_number, text, value
+from dpeq.data.readers.dicom_file import DicomFile, integer, numbers, open_dicom, optional_number, reopen, text, value
 from dpeq.data.readers.dicom_kinds import modality_word, require_image
 from dpeq.data.readers.dicom_pixels import Layout, Scale, frames_of, layout_of, scale_of, voxels_of
 from dpeq.data.readers.dicom_planes import Plane, affine_of, divide
@@ -75,28 +77,57 @@ def volumes_of(data: Dataset, layout: Layout) -> tuple[list[list[int]], list[Pla
     return volumes, planes
 
 
-def read_enhanced(root: Path, source: Source) -> Volume:
-    """Voxels and geometry of volume ``source.part`` of a multi-frame file; other frames are not decoded.
+@dataclass(frozen=True)
+class _Plan:
+    """What reading any volume of a file needs of its header, which can be long."""
 
-    Raises:
-        Refused: when the file is not what it was, or its pixels cannot be decoded.
-    """
-    with open_dicom(root / source.files[0]) as opened:
+    opened: DicomFile
+    layout: Layout
+    volumes: list[list[int]]
+    slices: list[Slice]
+    scales: list[Scale]
+
+
+@lru_cache(maxsize=4)
+def _plan(path: Path, stamp: tuple[int, ...]) -> _Plan:
+    """``stamp`` makes a changed file another one."""
+    with open_dicom(path) as opened:
         data = opened.data
         require_image(data)
         if not is_enhanced(data):
             raise Refused("not the slices that were indexed")
         layout = layout_of(opened, integer(data, "NumberOfFrames", 1))
         volumes, planes = volumes_of(data, layout)
-        if not 0 <= source.part < len(volumes):
-            raise Refused("not the slices that were indexed", f"volume {source.part} of {len(volumes)}")
-        volume = volumes[source.part]
+        scales = [_scale(data, layout, index) for index in range(layout.frames)]
+        slices = [replace(plane.slice, keys=()) for plane in planes]
+        return _Plan(replace(opened, data=Dataset()), layout, volumes, slices, scales)
+
+
+def read_enhanced(root: Path, source: Source) -> Volume:
+    """Voxels and geometry of volume ``source.part`` of a multi-frame file; other frames are not decoded.
+
+    Raises:
+        Refused: when the file is not what it was, or its pixels cannot be decoded.
+    """
+    path = root / source.files[0]
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise Refused("cannot be opened", error.strerror) from None
+    plan = _plan(path, (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    layout = plan.layout
+    if not 0 <= source.part < len(plan.volumes):
+        raise Refused("not the slices that were indexed", f"volume {source.part} of {len(plan.volumes)}")
+    volume = plan.volumes[source.part]
+    # The pixels of a deflated file lie behind its header, which has to be inflated again.
+    again = open_dicom(path) if plan.opened.size is None else reopen(path, plan.opened)
+    with again as opened:
         voxels = np.empty((layout.samples, len(volume), layout.rows, layout.columns), np.float32)
         for k, (index, frame) in enumerate(zip(volume, frames_of(opened, layout, volume), strict=True)):
-            voxels[:, k] = voxels_of(frame, layout, _scale(data, layout, index))
-        slices = [planes[index].slice for index in volume]
-        placed = len(slices) > 1 or bool(slices[0].thickness)
-        return Volume(voxels.transpose(0, 3, 2, 1), affine_of(slices), "placed" if placed else "scaled")
+            voxels[:, k] = voxels_of(frame, layout, plan.scales[index])
+    slices = [plan.slices[index] for index in volume]
+    placed = len(slices) > 1 or bool(slices[0].thickness)
+    return Volume(voxels.transpose(0, 3, 2, 1), affine_of(slices), "placed" if placed else "scaled")
 
 
 def _plane(data: Dataset, layout: Layout, index: int) -> Plane:

@@ -6,12 +6,20 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
-from dpeq.data.deid import present
-from dpeq.data.readers.dicom_file import DicomFile, integer, numbers, open_dicom, optional_number, text, value
+from dpeq.data.readers.dicom_file import (
+    DicomFile,
+    identifying,
+    integer,
+    numbers,
+    open_dicom,
+    optional_number,
+    text,
+    value,
+)
 from dpeq.data.readers.dicom_frames import is_enhanced, members
 from dpeq.data.readers.dicom_kinds import FLAT, NEEDS_PLACE, modality_word, require_image
 from dpeq.data.readers.dicom_pixels import layout_of, scale_of
-from dpeq.data.readers.source import Header, Refused, Slice
+from dpeq.data.readers.source import Header, Member, Refused, Slice
 
 __all__ = ["KEYS", "header_of", "read_header"]
 
@@ -50,22 +58,25 @@ def header_of(opened: DicomFile) -> Header:
         raise Refused("a film without geometry")
     layout = layout_of(opened, frames)
     shape = (layout.samples, layout.columns, layout.rows, 1)
-    parts = ()
+    parts: tuple[Member, ...] = ()
     where = None
     if enhanced:
         shape, parts = members(data, layout)
     else:
         where = _slice(data, code)
         scale_of(data, layout)
+    patient, study, series = ids
     return Header(
         "enhanced" if enhanced else "dicom",
         shape,
         modality_word(code),
-        *ids,
+        patient,
+        study,
+        series,
         members=parts,
         slice=where,
         burned_in=text(data, "BurnedInAnnotation").upper() == "YES",
-        identifying=present(data),
+        identifying=identifying(data),
     )
 
 

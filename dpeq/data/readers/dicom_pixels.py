@@ -28,7 +28,7 @@ from dpeq.data.readers.source import Refused
 __all__ = ["LIMIT", "Layout", "Scale", "check_length", "frames_of", "layout_of", "scale_of", "voxels_of"]
 
 LIMIT = 1 << 31
-"""Bytes of decoded pixels that one file may have."""
+"""Bytes of decoded pixels that one file may have; one frame may have an eighth of them."""
 
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DEFLATED}
 _JPEG, _JPEG_2000 = "1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.4."
@@ -121,7 +121,7 @@ def layout_of(opened: DicomFile, frames: int = 1) -> Layout:
     layout = Layout(
         rows, columns, samples, frames, bits, stored, sign == 1, photometric, planar, pixels.keyword, pixels.vr
     )
-    if layout.decoded_bytes > LIMIT:
+    if layout.decoded_bytes > LIMIT or layout.decoded_bytes // frames > LIMIT // 8:
         raise Refused("more pixels than one file may have", layout.decoded_bytes)
     check_length(opened, layout)
     return layout
@@ -160,7 +160,8 @@ def frames_of(opened: DicomFile, layout: Layout, wanted: Sequence[int] = (0,)) -
     pieces: Iterator[bytes]
     if native:
         size = layout.native_bytes // layout.frames
-        pieces = (opened.read(size, size * k) for k in wanted)
+        even = size % 2 if layout.frames == 1 else 0  # bytes of big endian words are swapped in pairs, the pad too
+        pieces = (opened.read(size + even, size * k) for k in wanted)
     else:
         assert opened.size is not None  # only a deflated file has none, and it holds no compressed pixels
         assert opened.pixels is not None
