@@ -65,7 +65,7 @@ def read_npz_header(path: Path) -> Header:
     """
     with _archive(path) as arrays:
         images = arrays["images"]
-        rows, shape = images.shape[0], _image_shape(images)
+        shape, rows = _image_shape(images), images.shape[0]
         patients = _ids(arrays, "patient_id", rows) or ("",) * rows
         names = _ids(arrays, "image_id", rows) or tuple(map(str, range(rows)))
     members = tuple(map(Member, patients, names))

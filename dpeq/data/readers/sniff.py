@@ -179,7 +179,7 @@ def _is_nifti(head: bytes) -> bool:
         return True
     if (size == 348 and head[344:348] == b"ni1\0") or (size == 540 and head[4:8] == b"ni2\0"):
         raise Refused("half of a NIfTI pair (hdr and img); one file with both is read")
-    if size == 348 and len(head) >= 348 and head[38:39] == b"r":
+    if size == 348 and len(head) >= 348 and 1 <= max(head[40:42]) <= 7:  # the number of its dimensions
         raise Refused("a format that is not read (Analyze)")
     return False
 

@@ -124,7 +124,10 @@ def test_dicom_of_pydicom_and_of_the_archives(tmp_path):
         (b"%PDF-1.4\n%\xe2\xe3", "not an image (PDF)"),
         (b"\x80\x04\x95\0\0\0", "not an image (pickle)"),
         (b"\0\x05\x16\x07\0\x02\0\0", "not an image (macOS metadata)"),
-        (struct.pack("<i", 348) + bytes(34) + b"r" + bytes(309), "a format that is not read (Analyze)"),
+        (
+            nib.AnalyzeImage(np.zeros((3, 4, 5), np.int16), np.eye(4)).header.binaryblock,
+            "a format that is not read (Analyze)",
+        ),
         (
             nib.Nifti1Pair(np.zeros((3, 4, 5), np.int16), np.eye(4)).header.binaryblock,
             "half of a NIfTI pair (hdr and img); one file with both is read",
