@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian
 
 WriteSeries = Callable[..., list[Path]]
+WriteSlice = Callable[..., Path]
 
 
-def write_slice(path: Path, pixels: np.ndarray, **elements: object) -> Path:
-    """One CT slice of ``pixels``; ``elements`` override or, with None, leave out header entries."""
+def write_slice(path: Path, pixels: np.ndarray, syntax: str = ExplicitVRLittleEndian, **elements: object) -> Path:
+    """One CT slice of ``pixels``; ``elements`` override or, with None, leave out header entries.
+
+    ``pixels`` are ``[rows, columns]`` or, in colour, ``[rows, columns, 3]``; their bytes are written as they are, so
+    for another ``syntax`` the caller passes ``PixelData``.
+    """
     data = Dataset()
     bits = 8 * pixels.itemsize
     defaults: dict[str, object] = {
@@ -31,8 +36,9 @@ def write_slice(path: Path, pixels: np.ndarray, **elements: object) -> Path:
         "PixelSpacing": [2.0, 3.0],
         "Rows": pixels.shape[0],
         "Columns": pixels.shape[1],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
+        "SamplesPerPixel": 1 if pixels.ndim == 2 else 3,
+        "PhotometricInterpretation": "MONOCHROME2" if pixels.ndim == 2 else "RGB",
+        "PlanarConfiguration": None if pixels.ndim == 2 else 0,
         "BitsAllocated": bits,
         "BitsStored": bits,
         "HighBit": bits - 1,
@@ -45,9 +51,11 @@ def write_slice(path: Path, pixels: np.ndarray, **elements: object) -> Path:
         if value is not None:
             setattr(data, keyword, value)
     data.file_meta = FileMetaDataset()
-    data.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    data.file_meta.MediaStorageSOPClassUID = str(elements.get("SOPClassUID") or CTImageStorage)
     data.file_meta.MediaStorageSOPInstanceUID = str(defaults["SOPInstanceUID"])
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.TransferSyntaxUID = UID(syntax)
+    if data.file_meta.TransferSyntaxUID.is_encapsulated:
+        data["PixelData"].VR = "OB"
     path.parent.mkdir(parents=True, exist_ok=True)
     data.save_as(path, enforce_file_format=True)
     return path
@@ -69,5 +77,58 @@ def write_series(tmp_path: Path) -> WriteSeries:
             settings = {**position, **elements, **(change or {}).get(index, {})}
             paths.append(write_slice(tmp_path / folder / name, pixels, **settings))
         return paths
+
+    return write
+
+
+@pytest.fixture(name="write_slice")
+def _write_slice(tmp_path: Path) -> WriteSlice:
+    """``write_slice(pixels, name="slice", **elements)``: one file in ``tmp_path``, see :func:`write_slice`."""
+
+    def write(pixels: np.ndarray, name: str = "slice", **elements: object) -> Path:
+        return write_slice(tmp_path / name, pixels, **elements)
+
+    return write
+
+
+@pytest.fixture
+def write_frames(tmp_path: Path) -> WriteSlice:
+    """``write_frames(pixels [frames, rows, columns], groups, shared=None, name="frames", **elements)``: one enhanced MR
+    file. Each of ``groups``, and ``shared``, is ``{sequence: {attribute: value}}``."""
+
+    def item(groups: dict[str, dict[str, object]]) -> Dataset:
+        result = Dataset()
+        for sequence, values in groups.items():
+            inner = Dataset()
+            for keyword, value in values.items():
+                setattr(inner, keyword, value)
+            setattr(result, sequence, [inner])
+        return result
+
+    def write(
+        pixels: np.ndarray,
+        groups: list[dict[str, dict[str, object]]],
+        shared: dict[str, dict[str, object]] | None = None,
+        name: str = "frames",
+        **elements: object,
+    ) -> Path:
+        placed: dict[str, dict[str, object]] = {
+            "PlaneOrientationSequence": {"ImageOrientationPatient": [1.0, 0, 0, 0, 1, 0]},
+            "PixelMeasuresSequence": {"PixelSpacing": [2.0, 3.0], "SliceThickness": 4.0},
+        }
+        settings: dict[str, object] = {
+            "SOPClassUID": EnhancedMRImageStorage,
+            "Modality": "MR",
+            "NumberOfFrames": len(pixels),
+            "ImageOrientationPatient": None,
+            "ImagePositionPatient": None,
+            "PixelSpacing": None,
+            "RescaleSlope": None,
+            "RescaleIntercept": None,
+            "PerFrameFunctionalGroupsSequence": [item(group) for group in groups],
+            "SharedFunctionalGroupsSequence": [item(placed if shared is None else shared)],
+            "PixelData": pixels.tobytes(),
+        }
+        return write_slice(tmp_path / name, pixels[0], **{**settings, **elements})
 
     return write

@@ -14,7 +14,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -227,15 +227,11 @@ class _Inflated:
 
 _lock = threading.Lock()
 _readers = 0
-_restore: list[Any] = []
+_restore = ExitStack()
 
 
-class _Mute(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return _readers == 0
-
-
-logging.getLogger("pydicom").addFilter(_Mute())
+_LOGGERS = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "openjpeg")]
+_SILENCE = logging.NullHandler()
 
 
 @contextmanager
@@ -245,24 +241,29 @@ def quiet() -> Iterator[None]:
     These are settings of the process: the first reader that enters changes them and the last one that leaves puts them
     back, so threads that read at the same time do not undo each other's.
     """
-    global _readers
+    global _readers, _restore
     with _lock:
         _readers += 1
         if _readers == 1:
-            catcher = warnings.catch_warnings()
-            catcher.__enter__()
+            _restore = ExitStack()
+            _restore.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            _restore.extend((catcher, config.settings._reading_validation_mode))
+            _restore.callback(setattr, config.settings, "_reading_validation_mode", _validation())
             config.settings.reading_validation_mode = config.IGNORE
+            for logger in _LOGGERS:  # their children's records end here too
+                _restore.callback(vars(logger).update, propagate=logger.propagate, handlers=logger.handlers)
+                logger.propagate, logger.handlers = False, [_SILENCE]
     try:
         yield
     finally:
         with _lock:
             _readers -= 1
             if _readers == 0:
-                mode, catcher = _restore.pop(), _restore.pop()
-                config.settings._reading_validation_mode = mode
-                catcher.__exit__(None, None, None)
+                _restore.close()
+
+
+def _validation() -> int | None:
+    return config.settings._reading_validation_mode  # the public one turns None into a fixed mode
 
 
 def identifying(data: Dataset) -> tuple[str, ...]:

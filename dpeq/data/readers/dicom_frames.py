@@ -122,9 +122,11 @@ def read_enhanced(root: Path, source: Source) -> Volume:
     # The pixels of a deflated file lie behind its header, which has to be inflated again.
     again = open_dicom(path) if plan.opened.size is None else reopen(path, plan.opened)
     with again as opened:
-        voxels = np.empty((layout.samples, len(volume), layout.rows, layout.columns), np.float32)
         for k, (index, frame) in enumerate(zip(volume, frames_of(opened, layout, volume), strict=True)):
-            voxels[:, k] = voxels_of(frame, layout, plan.scales[index])
+            values = voxels_of(frame, layout, plan.scales[index])
+            if k == 0:
+                voxels = np.empty((len(values), len(volume), *values.shape[1:]), np.float32)
+            voxels[:, k] = values
     slices = [plan.slices[index] for index in volume]
     placed = len(slices) > 1 or bool(slices[0].thickness)
     return Volume(voxels.transpose(0, 3, 2, 1), affine_of(slices), "placed" if placed else "scaled")

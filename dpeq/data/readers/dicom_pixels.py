@@ -166,6 +166,8 @@ def frames_of(opened: DicomFile, layout: Layout, wanted: Sequence[int] = (0,)) -
         assert opened.size is not None  # only a deflated file has none, and it holds no compressed pixels
         assert opened.pixels is not None
         every = split_frames(opened.read(opened.size - opened.pixels.start), layout.frames)
+        for k in wanted:  # all of them before any is decoded
+            check_frame(every[k], opened.syntax, layout.rows, layout.columns, layout.samples, layout.bits)
         pieces = (every[k] for k in wanted)
     options: dict[str, Any] = {
         "rows": layout.rows,
@@ -189,7 +191,6 @@ def frames_of(opened: DicomFile, layout: Layout, wanted: Sequence[int] = (0,)) -
             if len(piece) < size:
                 raise Refused("pixels that are cut off", f"{len(piece)} of {size} bytes")
         else:
-            check_frame(piece, opened.syntax, layout.rows, layout.columns, layout.samples, layout.bits)
             source = encapsulate([piece], has_bot=False)
         try:
             frame, _ = decoder.as_array(source, decoding_plugin=_PLUGINS.get(opened.syntax, ""), **options)

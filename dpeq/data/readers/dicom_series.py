@@ -67,16 +67,16 @@ def read_dicom(root: Path, source: Source) -> Volume:
                 raise Refused("not the slices that were indexed")
             plane = Plane(replace(header.slice, keys=(), instance=""), header.shape, header.modality)
             layout = layout_of(opened)
-            if k == 0:
-                channels, x, y, _ = header.shape
-                # In the order in which files come, so that each slice is one piece; a view gives [c, x, y, z].
-                voxels = np.empty((channels, len(source.files), y, x), np.float32)
-            elif plane.shape != planes[0].shape:
+            if planes and plane.shape != planes[0].shape:
                 raise Refused("slices of different sizes")
             planes.append(plane)
             scale = scale_of(opened.data, layout)
             for frame in frames_of(opened, layout):
-                voxels[:, k] = voxels_of(frame, layout, scale)
+                values = voxels_of(frame, layout, scale)
+                if k == 0:
+                    # In the order in which files come, so that each slice is one piece; a view gives [c, x, y, z].
+                    voxels = np.empty((len(values), len(source.files), *values.shape[1:]), np.float32)
+                voxels[:, k] = values
     slices = [plane.slice for plane in planes]
     first = slices[0]
     volume = voxels.transpose(0, 3, 2, 1)
