@@ -104,30 +104,77 @@ def models(
 
 @app.command()
 def index(
-    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of images: DICOM, NIfTI, PNG, JPEG or npz, in any order.")],
     out: Annotated[Path, typer.Option("--out", help="The manifest to write.")] = Path("manifest.json"),
-    labels: Annotated[Path | None, typer.Option("--labels", help="CSV: patient_id,label[,split].")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            help="CSV with a label for each path (below the folder), image_id, series_id, study_id or patient_id; "
+            "optional columns are split (train, val or test) and patient_id.",
+        ),
+    ] = None,
+    label_column: Annotated[str, typer.Option("--label-column", help="Column of the CSV with the label.")] = "label",
     classes: Annotated[str, typer.Option("--classes", help="Class names, comma-separated.")] = "negative,positive",
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout",
+            help="What paths below the folder say, as in '{patient}/*/*.nii.gz' or '{split}/{label}/{patient}_*.png'. "
+            "Placeholders: patient, study, series, image, label, split. * is any text in one name, ** any folders.",
+        ),
+    ] = None,
+    masks: Annotated[
+        str | None, typer.Option("--masks", help="Which files are masks, as in 'labels/{patient}.nii.gz'.")
+    ] = None,
+    modality: Annotated[
+        str | None,
+        typer.Option("--modality", help="Take this one alone (CT, MR, X-ray, ...); also for formats that do not say."),
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option("--channels", min=1, help="Take images of so many channels alone: 1 grey, 3 colour.")
+    ] = None,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="Where there are volumes and single slices, take the slices.")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes that read files; one for each processor by default."),
+    ] = None,
 ) -> None:
-    """Index a folder of DICOM files: every file is accepted or rejected with a reason."""
-    from dpeq.console import RichObserver
+    """Index a folder of images: every file is accepted or rejected with a reason. Run it again after a stop."""
+    from dpeq.console import RichObserver, index_tables
     from dpeq.data.index import index_folder
 
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise ConfigError(f"--classes '{classes}' does not name two or more different classes, comma-separated.")
     with RichObserver(_out) as observer:
-        observer.stage(f"Indexing {folder}")
-        summary = index_folder(folder, labels, out, classes=names, progress=observer.loading)
-    table = Table(show_header=False)
-    table.add_row("files seen", str(summary.files_seen))
-    table.add_row("files accepted", f"{summary.files_accepted} in {len(summary.manifest.records)} volumes")
-    table.add_row("files rejected", f"{summary.files_rejected}, reasons in {out.with_name('rejects.csv')}")
-    table.add_row("patients without a label", str(summary.patients_without_label))
-    table.add_row("labels without images", str(summary.labels_without_images))
-    for split, count in summary.manifest.counts().items():
-        table.add_row(split, f"{count['images']} volumes of {count['patients']} patients")
-    _out.print(table)
+        summary = index_folder(
+            folder,
+            labels,
+            out,
+            classes=names,
+            label_column=label_column,
+            layout=layout,
+            masks=masks,
+            modality=modality,
+            channels=channels,
+            flat=flat,
+            workers=workers,
+            progress=observer.loading,
+            stage=observer.stage,
+        )
+    for table in index_tables(summary):
+        _out.print(table)
+    if summary.under_two_patients:
+        _out.print(
+            f"Warning: {summary.under_two_patients} images occur under two patients. If these are one patient under "
+            "two ids, patients are protected less than promised; the list of what found no partner names them.",
+            style="yellow",
+            soft_wrap=True,
+        )
+    _out.print(f"Lists of rejected files and of what found no partner: beside {out}, for you alone.", soft_wrap=True)
     _out.print(f"Manifest: {out}", soft_wrap=True)
 
 

@@ -21,12 +21,14 @@ from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.numbers import round_up
 
 if TYPE_CHECKING:
+    from dpeq.data.index.summary import IndexSummary
     from dpeq.dry_step import LayerVerdict
     from dpeq.training.loop import PrivateRecord, StepRecord
 
 __all__ = [
     "RichObserver",
     "advice_table",
+    "index_tables",
     "models_table",
     "plan_table",
     "print_json",
@@ -35,6 +37,15 @@ __all__ = [
 ]
 
 _STEPS_OF_SPEED = 10
+_KINDS = {  # of entries in the list of what found no partner
+    "row": "rows of the table",
+    "path": "files",
+    "image": "images",
+    "image_id": "images",
+    "series_id": "series",
+    "study_id": "studies",
+    "patient_id": "patients",
+}
 
 
 class RichObserver:
@@ -173,6 +184,33 @@ def summary_table(report: dict[str, Any]) -> Table:
     table.add_row("network", f"{report['model']['name']}, {report['model']['parameters']:,} parameters")
     table.add_row("time", _duration(sum(report["resources"]["seconds"].values())))
     return table
+
+
+def index_tables(summary: IndexSummary) -> list[Table]:
+    """What became of every file, and which identifying attributes the headers carry; numbers alone."""
+    from dpeq.data.deid import EDITION, policy_rows
+
+    files = Table(show_header=False)
+    files.add_row("files seen", str(summary.files_seen))
+    files.add_row("files accepted", f"{summary.files_accepted} in {len(summary.manifest.records)} images")
+    files.add_row("files rejected", str(summary.files_rejected))
+    for reason, count in summary.rejects.most_common():
+        files.add_row(f"  {reason}", str(count))
+    files.add_row("images left out of accepted files", str(summary.images_left_out))
+    for (kind, reason), count in sorted(summary.unmatched.items()):
+        files.add_row(f"{_KINDS[kind]}: {reason}", str(count))
+    if summary.masks is not None:
+        files.add_row("images with a mask", str(summary.masks))
+    for split, count in summary.manifest.counts().items():
+        files.add_row(split, f"{count['images']} images of {count['patients']} patients")
+    title = f"Identifying attributes in {summary.dicom_headers} DICOM headers ({EDITION})"
+    policy = Table(title=title, title_justify="left")
+    for heading in ("kind", "attribute"):
+        policy.add_column(heading)
+    policy.add_column("files", justify="right")
+    for kind, name, count in policy_rows(summary.identifying):
+        policy.add_row(kind, name, str(count))
+    return [files, policy] if summary.dicom_headers else [files]
 
 
 def models_table(rows: list[dict[str, Any]]) -> Table:

@@ -35,8 +35,8 @@ def ensure_generated(card: Card, progress: Progress | None = None) -> Path:
         try:
             Manifest.read(manifest)
             return manifest
-        except DataError:
-            shutil.rmtree(folder)
+        except DataError:  # of an older version, or damaged; the archive may be whole all the same
+            shutil.rmtree(manifest.parent)
     if not (folder / "archive").is_dir():
         generator = load_module(source)
         generator.generate(folder, patients=options.patients, seed=options.seed, progress=progress)

@@ -68,7 +68,7 @@ def write_series(tmp_path: Path) -> WriteSeries:
     def write(
         folder: str = "series", slices: int = 4, change: dict[int, dict[str, object]] | None = None, **elements: object
     ) -> list[Path]:
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(list(folder.encode()))  # no two series show the same
         paths = []
         for index in range(slices):
             pixels = rng.integers(0, 2000, (5, 6)).astype("<u2")

@@ -1,208 +1,264 @@
-"""Indexing a folder of DICOM files: every file ends up in a volume of the manifest or in ``rejects.csv``."""
+"""Indexing a folder: every file ends up in the manifest or in the list of rejects."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import hmac
 import json
-import os
-import re
-import secrets
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from dpeq.data.dicom import SliceHeader, order_slices, read_header, read_volume
-from dpeq.data.manifest import SPLITS, FileStamp, Manifest, Record, private_path
-from dpeq.data.readers.source import Source
-from dpeq.errors import DataError
+from dpeq.data.index.images import Gathering, Image, Mask
+from dpeq.data.index.kinds import of_one_kind
+from dpeq.data.index.labels import Classes, Table
+from dpeq.data.index.layout import Layout
+from dpeq.data.index.masks import on_one_grid, pair
+from dpeq.data.index.pseudonyms import Pseudonyms
+from dpeq.data.index.scan import Scan
+from dpeq.data.index.splits import check_disjoint, make_splits
+from dpeq.data.index.summary import IndexSummary
+from dpeq.data.index.verify import Checks, twins, verify
+from dpeq.data.index.walk import walk
+from dpeq.data.index.workers import Workers, available
+from dpeq.data.manifest import Manifest, Record
+from dpeq.data.private import (
+    key_path,
+    own_files,
+    rejects_path,
+    scan_path,
+    unmatched_path,
+    write_private_table,
+)
+from dpeq.data.readers.source import Refused
+from dpeq.errors import ConfigError, DataError
 
-__all__ = ["IndexSummary", "index_folder"]
+__all__ = ["index_folder"]
 
 Progress = Callable[[int, int], None]
-_LISTS = ("rejects.csv", "unmatched.csv")
-_KEY_BYTES = 32
-_SHARES = {"test": 0.2, "val": 0.1}  # of each class; the rest trains
-
-
-@dataclass(frozen=True)
-class IndexSummary:
-    """What became of every file: ``files_seen == files_accepted + files_rejected``.
-
-    ``rejects.csv`` beside the manifest has the reason for each rejected file, ``unmatched.csv`` the patients that are
-    counted here as without label or without images.
-    """
-
-    manifest: Manifest
-    files_seen: int
-    files_accepted: int
-    files_rejected: int
-    patients_without_label: int
-    labels_without_images: int
+_FILES_AT_ONCE = 32
 
 
 def index_folder(
-    folder: Path, labels: Path | None, out: Path, *, classes: tuple[str, ...], progress: Progress | None = None
+    folder: Path,
+    labels: Path | None,
+    out: Path,
+    *,
+    classes: Sequence[str],
+    label_column: str = "label",
+    layout: str | None = None,
+    masks: str | None = None,
+    modality: str | None = None,
+    channels: int | None = None,
+    flat: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    stage: Callable[[str], None] | None = None,
 ) -> IndexSummary:
-    """Walks ``folder``, groups DICOM files into series, joins labels by patient id and writes the manifest ``out``.
+    """Walks ``folder``, finds its images, joins labels and writes the manifest ``out`` and its private part.
 
-    The CSV ``labels`` has the columns ``patient_id``, ``label`` (a class name or index) and, optionally, ``split``;
-    without it a keyed hash of the patient decides: 70 % train, 10 % val, 20 % test of every class.
+    What was found out is kept beside the manifest: a run that was stopped goes on where it was, and a second one reads
+    only files that are new or have changed.
+
+    Args:
+        labels: a CSV whose rows are found by the most specific of the columns path (relative to the folder), image_id,
+            series_id, study_id and patient_id that it has. Its column ``label_column`` holds names or indices of
+            classes; optional are ``split`` (train, val or test) and ``patient_id``, which must agree with the headers.
+            Without splits a keyed hash of the patient decides: 70 % train, 10 % val, 20 % test of every combination of
+            labels.
+        layout: what paths say, see :mod:`dpeq.data.index.layout`; gives the patient of formats whose headers do not,
+            and labels and splits that are names of folders.
+        masks: the layout of masks, which belong to the images of the same values.
+        modality, channels, flat: which kind of image to take where there are several, see
+            :func:`dpeq.data.index.kinds.of_one_kind`.
+        workers: processes that read files; by default one for each processor.
+        progress: called with (done, total) within a stage.
+        stage: called with a word on each stage.
 
     Raises:
-        DataError: when the folder or the labels are missing, or no volume can be accepted.
+        ConfigError: for a layout that cannot be meant.
+        DataError: when the folder or the labels are missing or contradict themselves, images are of several kinds, or
+            none can be accepted.
     """
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}; name the one that holds the images.")
-    if labels is None or not labels.is_file():
-        where = "no labels were given" if labels is None else f"there is no label file {labels}"
-        raise DataError(
-            f"The images in {folder} cannot be used because {where}; give a CSV with the columns "
-            "patient_id,label[,split] by --labels."
-        )
-    own = [out, private_path(out), _key_path(out), *(out.with_name(name) for name in _LISTS)]
-    if labels.resolve() in {path.resolve() for path in own}:
-        raise DataError(f"The labels {labels} would be overwritten by the index of {out}; copy them to another name.")
+    job = _Job(folder, out, progress or (lambda done, total: None), stage or (lambda text: None))
+    patterns = Layout(layout) if layout else None, Layout(masks, "--masks") if masks else None
+    table = _read_table(job, labels, Classes(tuple(classes)), label_column, patterns[0])
     _make_room(out)
-    table = _read_labels(labels, classes)
-    paths = _walk(folder, {path.resolve() for path in (labels, *own)})
-    series, rejects = _group(paths, progress)
-    owners = defaultdict(set)
-    for patient_id, _, uid in series:
-        owners[uid].add(patient_id)
-    key = _key(out)
-    records, modalities, unlabelled = [], set(), set()
-    for (patient_id, _, uid), headers in series.items():
-        entry = table.get(patient_id)
-        reason = None
-        try:
-            ordered = order_slices(headers)
-            # Accepted means readable: a slice that lost its tail shows only when its pixels are decoded.
-            read_volume([header.path for header in ordered])
-        except DataError as error:
-            reason = str(error)
-        if len(owners[uid]) > 1:
-            reason = "a series that belongs to two patients"
-        if entry is None:
-            unlabelled.add(patient_id)
-            reason = "the patient has no label"
-        if reason is not None or entry is None:
-            rejects += [(header.path, str(reason)) for header in headers]
-            continue
-        label, split = entry
-        names = tuple(str(header.path.relative_to(folder)) for header in ordered)
-        image = _pseudonym(key, f"image|{patient_id}|{uid}")
-        columns, rows = ordered[0].shape[1], ordered[0].shape[0]
-        shape = (1, columns, rows, len(ordered))
-        records.append(Record(_pseudonym(key, patient_id), image, label, split, shape, False, Source("dicom", names)))
-        modalities.add(headers[0].modality)
-    imaged = {patient for patient, _, _ in series}
-    listed = sorted((str(path.relative_to(folder)), reason) for path, reason in rejects)
-    _write_table(out.with_name("rejects.csv"), ("path", "reason"), listed)
-    unmatched = [(patient, "no label") for patient in sorted(unlabelled)]
-    unmatched += [(patient, "no images") for patient in sorted(set(table) - imaged)]
-    _write_table(out.with_name("unmatched.csv"), ("patient_id", "reason"), unmatched)
-    if not records:
+    count = available() if workers is None else workers
+    with Scan(scan_path(out), folder) as scan, Workers(folder, count) as pool:
+        _scan_headers(job, scan, pool, labels)
+        gathering = Gathering(scan, Classes(tuple(classes)), table, *patterns)
+        job.stage("Sorting images")
+        word, images, others = of_one_kind(gathering.images(), folder, modality=modality, channels=channels, flat=flat)
+        for files, refused in {image.source.files: refused for image, refused in others}.items():
+            scan.reject(files, refused)
+        check_disjoint((image.ids["patient"], image.split) for image in images)
+        lonely = pair(images, gathering.masks_found, patterns[1].names) if patterns[1] is not None else []
+        job.stage("Reading voxels")
+        checks = verify(scan, pool, images, job.progress)
+        images, more = _sift(scan, images, checks)
+        for mask, refused in (*lonely, *more):
+            scan.reject(mask.source.files, refused)
+        scan.accept({file for image in images for file in _files(image)})
+        seen, accepted, rejects = scan.close_accounts()
+        write_private_table(rejects_path(out), ("path", "reason", "detail"), scan.rejects())
+        suspicious = twins(images, checks)
+        _list_unmatched(out, gathering, images, suspicious, with_masks=masks is not None)
+        if not images:
+            raise DataError(f"No image in {folder} could be used; {rejects_path(out)} has a reason for each file.")
+        manifest = _manifest(job, images, checks, tuple(classes), word)
+        if set(manifest.files) != set(scan.accepted()):
+            raise DataError(
+                "The manifest does not hold the accepted files, which is an error in dpeq; please report it."
+            )
+        manifest.check()
+        manifest.write(out)
+        identifying, headers = scan.policy()
+    return IndexSummary(
+        manifest,
+        seen,
+        accepted,
+        rejects,
+        gathering.left_out,
+        Counter((kind, reason) for kind, _, reason in gathering.unmatched),
+        identifying,
+        headers,
+        None if masks is None else sum(record.mask is not None for record in manifest.records),
+        len(suspicious),
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    out: Path
+    progress: Progress
+    stage: Callable[[str], None]
+
+
+def _read_table(
+    job: _Job, labels: Path | None, classes: Classes, label_column: str, layout: Layout | None
+) -> Table | None:
+    """Finds out, before anything long, whether folder, table and layout can give labels."""
+    if not job.folder.is_dir():
+        raise DataError(f"There is no folder {job.folder}; name the one that holds the images.")
+    by_folder = layout.names if layout is not None else ()
+    if labels is None:
+        if "label" in by_folder:
+            return None
         raise DataError(
-            f"No volume in {folder} could be used; {out.with_name('rejects.csv')} has a reason for each file."
+            f"The images in {job.folder} cannot be used because no labels were given; give a CSV with the columns "
+            "patient_id,label[,split] by --labels, or name the folders that are labels by --layout."
         )
-    if len(modalities) > 1:
-        raise DataError(f"{folder} mixes the modalities {', '.join(sorted(modalities))}; index each by itself.")
-    if any(not record.split for record in records):
-        records = _make_splits(records)
-    files = {file: _stamp(folder / file) for record in records for file in record.files}
-    manifest = Manifest(folder, classes, modalities.pop(), tuple(sorted(records, key=lambda r: r.image)), files)
-    manifest.check()
-    manifest.write(out)
-    accepted = sum(len(record.files) for record in records)
-    return IndexSummary(manifest, len(paths), accepted, len(rejects), len(unlabelled), len(set(table) - imaged))
-
-
-def _walk(folder: Path, leave_out: set[Path]) -> list[Path]:
-    """Every entry under ``folder`` that is no folder, and links to folders, which are not followed but not lost."""
-
-    def stop(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}); mend its permissions.") from error
-
-    found = []
-    for where, folders, files in os.walk(folder, onerror=stop):
-        found += [Path(where, name) for name in files]
-        found += [path for name in folders if (path := Path(where, name)).is_symlink()]
-    return sorted(path for path in found if path.resolve() not in leave_out)
-
-
-def _group(
-    paths: list[Path], progress: Progress | None
-) -> tuple[dict[tuple[str, str, str], list[SliceHeader]], list[tuple[Path, str]]]:
-    series: dict[tuple[str, str, str], list[SliceHeader]] = defaultdict(list)
-    rejects: list[tuple[Path, str]] = []
-    for done, path in enumerate(paths, start=1):
-        try:
-            if not path.is_file():
-                raise DataError("not a file (a pipe, a device, or a link to a folder or to nothing)")
-            header = read_header(path)
-            series[header.patient_id, header.study, header.series].append(header)
-        except DataError as error:
-            rejects.append((path, str(error)))
-        if progress is not None and (done % 64 == 0 or done == len(paths)):
-            progress(done, len(paths))
-    return series, rejects
-
-
-def _read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, tuple[int, str]]:
-    """``patient_id -> (class index, split or "")``."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            rows, columns = list(reader), set(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"The labels {path} cannot be read ({error}); save them as CSV in UTF-8.") from error
-    if missing := {"patient_id", "label"} - columns:
+    if not labels.is_file():
+        raise DataError(f"There is no label file {labels}; give a CSV with the columns patient_id,label[,split].")
+    if labels.resolve() in {path.resolve() for path in own_files(job.out)}:
         raise DataError(
-            f"{path} has no column {' or '.join(sorted(missing))}; its first line must name them, separated by commas."
+            f"The labels {labels} would be overwritten by the index of {job.out}; copy them to another name."
         )
-    # Where a class is itself called by a number, a number can only be meant as a name.
-    by_index = not any(name.isdigit() for name in classes)
-    table: dict[str, tuple[int, str]] = {}
-    for line, row in enumerate(rows, start=2):
-        patient, label, split = (str(row.get(c) or "").strip() for c in ("patient_id", "label", "split"))
-        if not patient:
-            raise DataError(f"Line {line} of {path} has no patient_id; give it one or delete the line.")
-        if label in classes:
-            index = classes.index(label)
-        elif by_index and label.isascii() and label.isdigit() and int(label) < len(classes):
-            index = int(label)
-        else:
-            raise DataError(f"Line {line} of {path} has the label '{label}'; use one of {', '.join(classes)}.")
-        if split and split not in SPLITS:
-            raise DataError(f"Line {line} of {path} has the split '{split}'; use one of {', '.join(SPLITS)}.")
-        before = table.setdefault(patient, (index, split))
-        if before != (index, split):
-            what = "splits" if before[0] == index else "labels"
-            raise DataError(f"Line {line} of {path} gives a patient two {what}; give every patient one.")
-    if len({bool(split) for _, split in table.values()}) > 1:
-        raise DataError(f"{path} gives a split to some patients only; give all of them one, or none.")
+    table = Table(labels, classes, label_column, need_labels="label" not in by_folder)
+    for name, both in (("label", table.has_labels), ("split", table.has_splits)):
+        if both and name in by_folder:
+            raise ConfigError(f"{labels} and --layout both give the {name}; leave one of them out.")
     return table
 
 
-def _make_splits(records: list[Record]) -> list[Record]:
-    """Patient-disjoint and stratified; the pseudonym is a keyed hash already, so its order is a keyed shuffle."""
-    by_class: dict[int, list[str]] = defaultdict(list)
-    for patient, label in sorted({(r.patient, r.label) for r in records}):
-        by_class[label].append(patient)
-    split: dict[str, str] = {}
-    for patients in by_class.values():
-        n_test, n_val = (round(_SHARES[name] * len(patients)) for name in ("test", "val"))
-        names = ["test"] * n_test + ["val"] * n_val + ["train"] * (len(patients) - n_test - n_val)
-        split.update(zip(patients, names, strict=True))
-    return [replace(r, split=split[r.patient]) for r in records]
+def _scan_headers(job: _Job, scan: Scan, pool: Workers, labels: Path | None) -> None:
+    job.stage("Looking for files")
+    own = [*own_files(job.out), *([labels] if labels is not None else [])]
+    scan.note(walk(job.folder, scan, own))
+    total = scan.count_todo()
+    job.stage("Reading headers")
+    for done, (path, found) in enumerate(pool.examine(_pages(scan.todo(), _FILES_AT_ONCE)), start=1):
+        scan.keep(path, found)
+        job.progress(done, total)
 
 
-def _stamp(path: Path) -> FileStamp:
-    stat = path.stat()
-    return FileStamp(stat.st_size, stat.st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+def _pages(paths: Iterator[str], size: int) -> Iterator[list[str]]:
+    while page := list(islice(paths, size)):
+        yield page
+
+
+def _sift(scan: Scan, images: list[Image], checks: Checks) -> tuple[list[Image], list[tuple[Mask, Refused]]]:
+    """Images that could be read, and masks that cannot be used; rejects the files of the other images."""
+    good: list[Image] = []
+    masks: list[tuple[Mask, Refused]] = []
+    rejected: dict[tuple[str, ...], Refused] = {}
+    for image in images:
+        refused = checks.refused.get(image.source.files)
+        mask = image.mask
+        if refused is not None:
+            rejected[image.source.files] = refused
+        else:
+            good.append(image)
+        if mask is None:
+            continue
+        if (spoilt := checks.refused.get(mask.source.files)) is None:
+            if refused is not None:
+                spoilt = Refused("a mask without an image")
+            elif not on_one_grid(checks.images[image.source], checks.images[mask.source]):
+                spoilt = Refused("a mask on another grid than its image")
+        if spoilt is not None:
+            masks.append((mask, spoilt))
+            image.mask = None
+    for files, why in rejected.items():
+        scan.reject(files, why)
+    return good, masks
+
+
+def _files(image: Image) -> Iterable[str]:
+    return image.source.files + (image.mask.source.files if image.mask is not None else ())
+
+
+def _list_unmatched(
+    out: Path, gathering: Gathering, images: list[Image], suspicious: list[Image], *, with_masks: bool
+) -> None:
+    """Completes the list of what found no partner, or is worth a look, and writes it."""
+    table = gathering.table
+    if table is not None:
+        for key in table.unused():
+            gathering.note("row", key, "no images")
+        for key, row in table.rows.items():
+            if row.problem:
+                gathering.note("row", key, row.problem)
+    for image in images:
+        name = image.source.files[0] + (f"#{image.source.part}" if image.source.part else "")
+        if with_masks and image.mask is None:
+            gathering.note("image", name, "no mask")
+        if image.burned_in:
+            gathering.note("image", name, "text is burned in, by its header")
+    for image in suspicious:
+        name = image.source.files[0] + (f"#{image.source.part}" if image.source.part else "")
+        gathering.note("image", name, "the same voxels as an image of another patient")
+    write_private_table(unmatched_path(out), ("kind", "name", "reason"), sorted(gathering.unmatched))
+
+
+def _manifest(job: _Job, images: list[Image], checks: Checks, classes: tuple[str, ...], modality: str) -> Manifest:
+    names = Pseudonyms(key_path(job.out))
+    labels: dict[str, set[int]] = defaultdict(set)
+    records = []
+    for image in images:
+        patient = names.of("patient", image.ids["patient"])
+        labels[patient].add(image.label)
+        mask = image.mask.source if image.mask is not None else None
+        records.append(
+            Record(
+                patient,
+                names.of("image", *image.identity),
+                image.label,
+                image.split,
+                image.shape,
+                image.burned_in,
+                image.source,
+                mask,
+            )
+        )
+    if any(not record.split for record in records):
+        made = make_splits(labels)
+        records = [replace(record, split=made[record.patient]) for record in records]
+    records.sort(key=lambda record: record.image)
+    files = {name: checks.files[name] for name in sorted({name for record in records for name in record.files})}
+    return Manifest(job.folder, classes, modality, tuple(records), files)
 
 
 def _make_room(out: Path) -> None:
@@ -214,38 +270,3 @@ def _make_room(out: Path) -> None:
         raise DataError(f"The manifest {out} cannot be written there ({error}); choose another --out.") from error
     if not isinstance(older, dict) or "records" not in older:
         raise DataError(f"{out} exists and is no manifest; choose another --out.")
-
-
-def _key(out: Path) -> bytes:
-    """The key of the pseudonyms, beside the manifest, readable by its owner alone; made on first use."""
-    path = _key_path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
-        text = path.read_text(encoding="ascii", errors="replace").strip()
-        if not re.fullmatch(f"[0-9a-f]{{{2 * _KEY_BYTES}}}", text):
-            # A short key, left by a crash or an editor, would give pseudonyms that can be guessed.
-            raise DataError(f"{path} is not a key of {_KEY_BYTES} bytes in hexadecimal; delete it to make a new one.")
-        return bytes.fromhex(text)
-    key = secrets.token_bytes(_KEY_BYTES)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as handle:
-        handle.write(key.hex())
-    return key
-
-
-def _key_path(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.key")
-
-
-def _pseudonym(key: bytes, text: str) -> str:
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:16]
-
-
-def _write_table(path: Path, columns: tuple[str, ...], rows: list[tuple[str, str]]) -> None:
-    """File names and patient ids identify, so these lists are for their owner alone, from the moment they exist."""
-    path.unlink(missing_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    # A file name need not be valid text; it is shown escaped rather than stopping the list.
-    with os.fdopen(handle, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(columns)
-        table.writerows(rows)

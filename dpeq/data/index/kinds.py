@@ -1,0 +1,72 @@
+"""One manifest has one kind of image: one modality, one number of channels, and volumes or flat images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from dpeq.data.index.images import Image
+from dpeq.data.readers.source import Refused
+from dpeq.errors import DataError
+
+__all__ = ["of_one_kind"]
+
+
+def of_one_kind(
+    images: Iterable[Image], folder: Path, *, modality: str | None, channels: int | None, flat: bool
+) -> tuple[str, list[Image], list[tuple[Image, Refused]]]:
+    """The modality, the images of the kind that was asked for, and the others.
+
+    Where nothing is asked for, two modalities or numbers of channels are refused. Volumes win over single slices, of
+    which an archive of volumes has some (localisers, reports as pictures), unless ``flat`` asks for the slices; where
+    all are flat, they are taken.
+
+    Args:
+        modality: in the words of :class:`~dpeq.data.readers.source.Header`; also that of images which do not say.
+
+    Raises:
+        DataError: when there are several kinds and none was asked for, or no image says its modality.
+    """
+    kept = list(images)
+    others: list[tuple[Image, Refused]] = []
+    if modality is not None:
+        kept, others = _part(kept, lambda i: i.modality in ("", modality), "another modality than the one asked for")
+    found = Counter(image.modality for image in kept)
+    if modality is None and kept:
+        if "" in found:
+            raise DataError(
+                f"{_images(found[''])} in {folder} do not say their modality; name it, as in --modality MR."
+            )
+        if len(found) > 1:
+            raise DataError(f"{folder} mixes the modalities {_list(found)}; choose one by --modality.")
+        modality = next(iter(found))
+    if channels is not None:
+        kept, more = _part(kept, lambda i: i.shape[0] == channels, "another number of channels than the one asked for")
+        others += more
+    numbers = Counter(str(image.shape[0]) for image in kept)
+    if len(numbers) > 1:
+        raise DataError(
+            f"{folder} mixes grey and colour images (by channels, {_list(numbers)}); choose by --channels 1 or 3."
+        )
+    if flat:
+        kept, more = _part(kept, lambda i: i.shape[3] == 1, "a volume among single slices")
+        others += more
+    elif any(image.shape[3] > 1 for image in kept):
+        kept, more = _part(kept, lambda i: i.shape[3] > 1, "a single slice among volumes")
+        others += more
+    return modality or "", kept, others
+
+
+def _part(
+    images: list[Image], keep: Callable[[Image], bool], reason: str
+) -> tuple[list[Image], list[tuple[Image, Refused]]]:
+    return [image for image in images if keep(image)], [(image, Refused(reason)) for image in images if not keep(image)]
+
+
+def _list(found: Counter[str]) -> str:
+    return ", ".join(f"{name}: {_images(count)}" for name, count in sorted(found.items()))
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
