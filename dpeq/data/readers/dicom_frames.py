@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from dpeq.data.readers.dicom_file import DicomFile, integer, numbers, open_dicom, optional_number, reopen, text, value
+from dpeq.data.readers.dicom_file import DicomFile, integer, open_dicom, reopen, text, value
 from dpeq.data.readers.dicom_kinds import modality_word, require_image
 from dpeq.data.readers.dicom_pixels import Layout, Scale, frames_of, layout_of, scale_of, voxels_of
+from dpeq.data.readers.dicom_place import place_of
 from dpeq.data.readers.dicom_planes import Plane, affine_of, divide
 from dpeq.data.readers.source import Member, Refused, Slice, Source, Volume
 
@@ -138,20 +139,15 @@ def _plane(data: Dataset, layout: Layout, index: int) -> Plane:
     measures = _group(data, index, "PixelMeasuresSequence")
     if place is None or turn is None or measures is None:
         raise Refused("a film without geometry")
-    position, orientation = numbers(place, "ImagePositionPatient", 3), numbers(turn, "ImageOrientationPatient", 6)
-    spacing = numbers(measures, "PixelSpacing", 2)
-    if not position or not orientation or not spacing:
+    found = place_of(place, turn, measures)
+    if found is None:
         raise Refused("no position, no orientation or no pixel spacing")
-    if min(spacing) <= 0:
-        raise Refused("a pixel spacing that is not positive")
-    between = [optional_number(measures, name) or 0 for name in ("SpacingBetweenSlices", "SliceThickness")]
-    thickness = next((edge for edge in between if edge > 0), None)
     keys = tuple(_keys(data, index))
     if any("LOCALIZER" in found.upper().split("\\") for name, found in keys if name == "ImageType"):
         raise Refused("a localizer")
     shape = (layout.samples, layout.columns, layout.rows, 1)
     modality = modality_word(text(data, "Modality"))
-    return Plane(Slice(orientation, position, spacing, thickness, index + 1, keys), shape, modality)
+    return Plane(Slice(*found, index + 1, keys), shape, modality)
 
 
 def _keys(data: Dataset, index: int) -> Iterator[tuple[str, str]]:

@@ -12,13 +12,13 @@ from dpeq.data.readers.dicom_file import (
     integer,
     numbers,
     open_dicom,
-    optional_number,
     text,
     value,
 )
 from dpeq.data.readers.dicom_frames import is_enhanced, members
 from dpeq.data.readers.dicom_kinds import FLAT, NEEDS_PLACE, modality_word, require_image
 from dpeq.data.readers.dicom_pixels import layout_of, scale_of
+from dpeq.data.readers.dicom_place import check_spacing, place_of
 from dpeq.data.readers.source import Header, Member, Refused, Slice
 
 __all__ = ["KEYS", "header_of", "read_header"]
@@ -81,23 +81,16 @@ def header_of(opened: DicomFile) -> Header:
 
 
 def _slice(data: Dataset, code: str) -> Slice:
-    number = value(data, "InstanceNumber")
-    number = None if number is None else integer(data, "InstanceNumber")
+    number = None if value(data, "InstanceNumber") is None else integer(data, "InstanceNumber")
     keys = tuple((name, found) for name in KEYS if (found := text(data, name)))
     instance = text(data, "SOPInstanceUID")
-    # Calibrated at the patient where it is there; the detector's own spacing is larger by the magnification.
-    spacing = numbers(data, "PixelSpacing", 2)
     if code not in FLAT:
-        orientation, position = numbers(data, "ImageOrientationPatient", 6), numbers(data, "ImagePositionPatient", 3)
-        if orientation and position and spacing:
-            if min(spacing) <= 0:
-                raise Refused("a pixel spacing that is not positive")
-            between = [optional_number(data, name) or 0 for name in ("SpacingBetweenSlices", "SliceThickness")]
-            thickness = next((edge for edge in between if edge > 0), None)
-            return Slice(orientation, position, spacing, thickness, number, keys, instance)
+        place = place_of(data, data, data)
+        if place is not None:
+            return Slice(*place, number, keys, instance)
         if code in NEEDS_PLACE:
             raise Refused("no position, no orientation or no pixel spacing")
-    spacing = spacing or numbers(data, "ImagerPixelSpacing", 2)
-    if spacing and min(spacing) <= 0:
-        raise Refused("a pixel spacing that is not positive")
+    # Calibrated at the patient where it is there; the detector's own spacing is larger by the magnification.
+    spacing = numbers(data, "PixelSpacing", 2) or numbers(data, "ImagerPixelSpacing", 2)
+    check_spacing(spacing)
     return Slice((), (), spacing, None, number, keys, instance)

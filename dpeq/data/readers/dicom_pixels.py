@@ -240,9 +240,9 @@ def voxels_of(frame: np.ndarray, layout: Layout, scale: Scale) -> np.ndarray:
             raise Refused("a photometric interpretation that is not read", "MONOCHROME1 in floating point")
         low_plus_high = -1 if layout.signed else 2**layout.stored - 1
         values = low_plus_high - values
-    values *= scale.slope
-    values += scale.intercept
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        values *= scale.slope
+        values += scale.intercept
         rounded = values.astype(np.float32)
     if not np.isfinite(rounded).all():
         raise Refused("voxels that are not finite")

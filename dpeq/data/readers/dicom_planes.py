@@ -15,7 +15,7 @@ import numpy as np
 
 from dpeq.data.readers.source import Refused, Slice
 
-__all__ = ["TRAITS", "Plane", "affine_of", "divide", "order_of"]
+__all__ = ["TRAITS", "Plane", "affine_of", "cosines_of", "divide", "order_of"]
 
 TRAITS = {
     "FrameOfReferenceUID": "slices in different frames of reference",
@@ -48,9 +48,10 @@ def divide(planes: Sequence[Plane]) -> tuple[list[list[int]], list[tuple[int, Re
 
     When all of them fill one regular grid they are one volume, whatever else they say of themselves. When positions
     repeat (time points, echoes, b-values, magnitude and phase), keys tell the volumes apart: those that have a value
-    that covers every position, and such values for at least half of the planes; a key that changes from slice to slice
-    is none. Where positions still repeat, the k-th by InstanceNumber at each position form volume k, if every position
-    has as many and no number comes twice. A volume that lacks a position which others have is incomplete.
+    that covers every position, and such values for at least half of the planes (for fewer, when that leaves no volume
+    at all); a key that changes from slice to slice is none. Where positions still repeat, the k-th by InstanceNumber at
+    each position form volume k, if every position has as many and no number comes twice. A volume that lacks a position
+    which others have is incomplete.
 
     Returns:
         The volumes, each as indices in the order of slices, in the order of their InstanceNumbers; and each index that
@@ -98,6 +99,10 @@ def _mixture(planes: Sequence[Plane]) -> Refused | None:
         return Refused("slices of different sizes", sorted({p.shape for p in planes}))
     if not _alike([p.slice.orientation for p in planes], atol=_DIRECTION):
         return Refused("slices of different orientations")
+    try:
+        cosines_of(first.slice.orientation)
+    except Refused as reason:
+        return reason
     if not _alike([p.slice.spacing for p in planes], rtol=1e-4):
         return Refused("slices of different pixel spacings")
     for name, reason in TRAITS.items():
@@ -115,42 +120,57 @@ def _divide_alike(
     planes: Sequence[Plane], part: list[int], volumes: list[list[int]], refused: list[tuple[int, Refused]]
 ) -> None:
     """Splits planes of one orientation, size and kind."""
-
-    def judge(group: list[int]) -> None:
-        try:
-            if len({place[i] for i in group}) < places:
-                raise Refused("missing slices")
-            volumes.append([group[k] for k in order_of([planes[i].slice for i in group])])
-        except Refused as reason:
-            refused.extend((i, reason) for i in group)
-
     place = dict(zip(part, _places([planes[i].slice for i in part]), strict=True))
     places = len(set(place.values()))
     if places == len(part):
-        judge(part)
-        return
-    for group in _grouped(planes, part, _telling(planes, part, place, places)):
-        per_place = Counter(place[i] for i in group)
-        if max(per_place.values()) == 1:
-            judge(group)
+        accepted, left = _judged(planes, [part], place)
+    else:
+        accepted, left = _judged(planes, _grouped(planes, part, _telling(planes, part, place, 0.5)), place)
+        if not accepted:  # most volumes may be incomplete, and one of them whole
+            accepted, left = _judged(planes, _grouped(planes, part, _telling(planes, part, place, 0.0)), place)
+    volumes.extend(accepted)
+    refused.extend(left)
+
+
+def _judged(
+    planes: Sequence[Plane], groups: list[list[int]], place: dict[int, int]
+) -> tuple[list[list[int]], list[tuple[int, Refused]]]:
+    """The volumes among ``groups``, each of which is one or, told apart by InstanceNumber, several."""
+    places = len(set(place.values()))
+    volumes: list[list[int]] = []
+    refused: list[tuple[int, Refused]] = []
+    for group in groups:
+        try:
+            candidates = _by_number(planes, group, place)
+        except Refused as reason:
+            refused.extend((i, reason) for i in group)
             continue
-        repeats = set(per_place.values())
-        known = {n for i in group if (n := planes[i].slice.number) is not None}
-        if len(repeats) > 1:
-            # Few doubles are strays in a volume; many of them are volumes of which some lack slices.
-            doubled = sum(count > 1 for count in per_place.values())
-            few = max(repeats) == 2 and 2 * doubled <= len(per_place)
-            reason = Refused("two slices at the same position") if few else Refused("missing slices")
-            refused.extend((i, reason) for i in group)
-        elif len(known) < len(group):
-            reason = Refused("several volumes in one series that cannot be told apart")
-            refused.extend((i, reason) for i in group)
-        else:
-            ranked: dict[int, list[int]] = defaultdict(list)
-            for i in sorted(group, key=lambda i: _number(planes[i], i)):
-                ranked[place[i]].append(i)
-            for volume in zip(*ranked.values(), strict=True):
-                judge(list(volume))
+        for volume in candidates:
+            try:
+                if len(volume) < places:
+                    raise Refused("missing slices")
+                volumes.append([volume[k] for k in order_of([planes[i].slice for i in volume])])
+            except Refused as reason:
+                refused.extend((i, reason) for i in volume)
+    return volumes, refused
+
+
+def _by_number(planes: Sequence[Plane], group: list[int], place: dict[int, int]) -> list[list[int]]:
+    per_place = Counter(place[i] for i in group)
+    if max(per_place.values()) == 1:
+        return [group]
+    if len(set(per_place.values())) > 1:
+        # Few doubles are strays in a volume; many of them are volumes of which some lack slices.
+        doubled = sum(count > 1 for count in per_place.values())
+        if max(per_place.values()) == 2 and 2 * doubled <= len(per_place):
+            raise Refused("two slices at the same position")
+        raise Refused("missing slices")
+    if len({n for i in group if (n := planes[i].slice.number) is not None}) < len(group):
+        raise Refused("several volumes in one series that cannot be told apart")
+    ranked: dict[int, list[int]] = defaultdict(list)
+    for i in sorted(group, key=lambda i: _number(planes[i], i)):
+        ranked[place[i]].append(i)
+    return [list(volume) for volume in zip(*ranked.values(), strict=True)]
 
 
 def _places(slices: Sequence[Slice]) -> list[int]:
@@ -163,14 +183,14 @@ def _places(slices: Sequence[Slice]) -> list[int]:
     return [int(n) for n in numbers]
 
 
-def _telling(planes: Sequence[Plane], part: list[int], place: dict[int, int], places: int) -> tuple[str, ...]:
-    """The keys that tell volumes apart: see :func:`divide`."""
-    names = dict.fromkeys(name for i in part for name, _ in planes[i].slice.keys if name not in TRAITS)
+def _telling(planes: Sequence[Plane], part: list[int], place: dict[int, int], share: float) -> tuple[str, ...]:
+    """The keys with values that cover every position, for more than ``share`` of the planes or just that."""
+    places = len(set(place.values()))
     telling = []
-    for name in names:
+    for name in dict.fromkeys(name for i in part for name, _ in planes[i].slice.keys if name not in TRAITS):
         groups = _grouped(planes, part, (name,))
         whole = sum(len(group) for group in groups if len({place[i] for i in group}) == places)
-        if len(groups) > 1 and 2 * whole >= len(part):
+        if len(groups) > 1 and whole and whole >= share * len(part):
             telling.append(name)
     return tuple(telling)
 
@@ -188,7 +208,7 @@ def order_of(slices: Sequence[Slice]) -> list[int]:
     Raises:
         Refused: unless they lie at equal distances on a line along the normal.
     """
-    _cosines(slices[0])
+    cosines_of(slices[0].orientation)
     if len(slices) == 1:
         return [0]
     normal = _normal(slices[0])
@@ -241,7 +261,7 @@ def affine_of(slices: Sequence[Slice]) -> np.ndarray:
     first, last = slices[0], slices[-1]
     if order_of(slices) != list(range(len(slices))):
         raise Refused("not the slices that were indexed")
-    row, column = _cosines(first)
+    row, column = cosines_of(first.orientation)
     affine = np.eye(4)
     affine[:3, 0] = row * first.spacing[1]
     affine[:3, 1] = column * first.spacing[0]
@@ -254,11 +274,12 @@ def affine_of(slices: Sequence[Slice]) -> np.ndarray:
 
 
 def _normal(first: Slice) -> np.ndarray:
-    return np.cross(*_cosines(first))
+    return np.cross(*cosines_of(first.orientation))
 
 
-def _cosines(first: Slice) -> tuple[np.ndarray, np.ndarray]:
-    row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
-    if not np.allclose([row @ row, column @ column], 1, atol=2e-3) or abs(row @ column) > 1e-3:
+def cosines_of(orientation: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Directions of a row and of a column; refuses what is no pair of perpendicular unit vectors."""
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    if abs(row @ row - 1) > 2e-3 or abs(column @ column - 1) > 2e-3 or abs(row @ column) > 1e-3:
         raise Refused("an orientation that is no pair of perpendicular unit vectors")
     return row, column

@@ -96,8 +96,8 @@ def test_enhanced_files_agree_with_their_ground_truth(name):
 
 
 def test_enhanced_diffusion_agrees_with_what_is_filled_of_its_ground_truth():
-    """The ground truth holds the last of four volumes in the place of the first, and zeros in the three others: the file
-    was cut out of a longer scan. All four are held against a second reader below."""
+    """The ground truth holds the last of four volumes in the place of the first, and zeros in the three others: the
+    file was cut out of a longer scan. All four are held against a second reader below."""
     folder = shared_data("dicom", "encodings", "philips_enhanced", "dti", "001")
     volumes = enhanced_volumes_of(next(folder.iterdir()))
     truth, affine = truth_of(folder)
@@ -108,7 +108,7 @@ def test_enhanced_diffusion_agrees_with_what_is_filled_of_its_ground_truth():
 
 @pytest.mark.parametrize("name", ENHANCED)
 def test_enhanced_frames_agree_with_a_second_reader(name):
-    """SimpleITK gives frames in the order of the file and rescaled; which of them lie where is read off the file here."""
+    """SimpleITK gives frames in the order of the file and rescaled; which of them lie where is read off here."""
     path = next(shared_data("dicom", "encodings", "philips_enhanced", name, "001").iterdir())
     frames = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     groups = pydicom.dcmread(path).PerFrameFunctionalGroupsSequence
