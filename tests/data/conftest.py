@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian
 
@@ -47,9 +48,10 @@ def write_slice(path: Path, pixels: np.ndarray, syntax: str = ExplicitVRLittleEn
         "RescaleIntercept": -1024.0,
         "PixelData": pixels.tobytes(),
     }
-    for keyword, value in {**defaults, **elements}.items():
-        if value is not None:
-            setattr(data, keyword, value)
+    with disable_value_validation():  # tests write values that no file should have
+        for keyword, value in {**defaults, **elements}.items():
+            if value is not None:
+                setattr(data, keyword, value)
     data.file_meta = FileMetaDataset()
     data.file_meta.MediaStorageSOPClassUID = str(elements.get("SOPClassUID") or CTImageStorage)
     data.file_meta.MediaStorageSOPInstanceUID = str(defaults["SOPInstanceUID"])
@@ -57,7 +59,8 @@ def write_slice(path: Path, pixels: np.ndarray, syntax: str = ExplicitVRLittleEn
     if data.file_meta.TransferSyntaxUID.is_encapsulated:
         data["PixelData"].VR = "OB"
     path.parent.mkdir(parents=True, exist_ok=True)
-    data.save_as(path, enforce_file_format=True)
+    with disable_value_validation():
+        data.save_as(path, enforce_file_format=True)
     return path
 
 
