@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import warnings
 from pathlib import Path
@@ -83,11 +84,14 @@ class loose:
         self.catcher = warnings.catch_warnings()
         self.catcher.__enter__()
         warnings.simplefilter("ignore")
+        self.level = config.logger.level
+        config.logger.setLevel(logging.CRITICAL)
         self.mode = config.settings.writing_validation_mode
         config.settings.writing_validation_mode = config.IGNORE
 
     def __exit__(self, *_: object) -> None:
         config.settings.writing_validation_mode = self.mode
+        config.logger.setLevel(self.level)
         self.catcher.__exit__(None, None, None)
 
 

@@ -14,6 +14,7 @@ promise are held against those of the zip, and these against what deflate can ho
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import zipfile
 import zlib
@@ -143,8 +144,12 @@ def _archive(path: Path) -> Iterator[_Arrays]:
         try:
             with zipfile.ZipFile(stream) as archive:
                 yield _directory(archive, size)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, NotImplementedError) as error:
             raise Refused("a broken zip archive", error) from None
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a member that begins before the file does
+                raise
+            raise Refused("a broken zip archive", "an offset") from None
 
 
 def _check_directory(stream: BinaryIO, size: int) -> None:

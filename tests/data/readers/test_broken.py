@@ -74,8 +74,14 @@ def test_all_of_them_in_little_memory(tmp_path):
     for name, case in CASES.items():
         (tmp_path / name).mkdir()
         case.make(tmp_path / name)
+    tests = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, __file__, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == f"{len(CASES)} kinds, as expected"
