@@ -20,6 +20,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from dpeq.data.augment import AugmentConfig
+from dpeq.data.settings import (
+    ExtraTransform,
+    Fit,
+    Foreground,
+    Orientation,
+    Percentiles,
+    Preset,
+    Size,
+    Slices,
+    Spacing,
+    View,
+    Window,
+)
 from dpeq.errors import ConfigError
 from dpeq.resources import room
 
@@ -36,15 +49,31 @@ Triple = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotat
 
 
 class DataConfig(_Section):
-    """What is read. ``card`` names a data set card; ``manifest`` an indexed folder, which replaces a download."""
+    """What is read. ``card`` names a data set card; ``manifest`` an indexed folder, which replaces a download.
+
+    From ``preset`` on: what replaces the card's preprocessing of an indexed folder, key by key; see
+    :class:`dpeq.data.settings.ImageSettings`.
+    """
 
     card: str
     root: Path | None = None
     manifest: Path | None = None
     unit: Literal["image", "patient"] | None = None  # default: the card's
-    spacing: tuple[float, float, float] | None = None  # mm, volumes only
-    size: Triple | None = None  # voxels, volumes only
-    window: tuple[float, float] | None = None  # HU, volumes only
+    workers: int | None = Field(default=None, ge=0)  # processes that read images; default: up to 4
+    cache: bool = True  # keep preprocessed images under $DPEQ_CACHE, readable by their owner alone
+    cache_gib: float = Field(default=50.0, gt=0)  # what was used longest ago makes room
+    preset: Preset | None = None
+    view: View | None = None
+    orientation: Orientation | None = None
+    spacing: Spacing | None = None  # mm
+    size: Size | None = None  # voxels (x, y, z)
+    window: Window | None = None  # HU, or values as stored
+    percentiles: Percentiles | None = None
+    foreground: Foreground | None = None
+    margin: int | None = Field(default=None, ge=0)  # voxels
+    fit: Fit | None = None
+    slices: Slices | None = None
+    transforms: tuple[ExtraTransform, ...] | None = None  # of MONAI, by class name
 
 
 class ModelConfig(_Section):
@@ -95,6 +124,12 @@ class PrivacyConfig(_Section):
                 "sampling are not; use poisson, and weigh classes by training.class_weights",
             )
         return sampling
+
+
+class ViewsConfig(_Section):
+    """Which of a unit's images its views show; how many views there are is ``privacy.views``."""
+
+    images_per_unit: int | None = Field(default=None, ge=1)  # default: as many as there are views
 
 
 class TrainingConfig(_Section):
@@ -150,9 +185,22 @@ class RunConfig(_Section):
     model: ModelConfig
     privacy: PrivacyConfig
     training: TrainingConfig
+    views: ViewsConfig = ViewsConfig()
     augment: AugmentConfig = AugmentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _images_fit_into_views(self) -> RunConfig:
+        images = self.views.images_per_unit
+        if images is not None and images > self.privacy.views:
+            raise PydanticCustomError(
+                "views",
+                "Views.images_per_unit asks for more images than the {views} rows that privacy.views gives a unit; "
+                "make it smaller, or privacy.views larger",
+                {"views": self.privacy.views},
+            )
+        return self
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = (), *, data_root: Path | None = None) -> RunConfig:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from dpeq.data.settings import ExtraTransform
 from dpeq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class AugmentConfig(BaseModel):
         brightness: largest amount added to all pixels, in the units of the pixels.
         contrast: largest change, as a fraction, of each pixel's distance from the mean of its channel in its image.
         noise: standard deviation of Gaussian noise of each pixel, in the units of the pixels. It protects nobody.
+        transforms: random ones of MONAI, by class name, applied last; see :mod:`dpeq.data.extra`. They are made row by
+            row on the processor, so they take longer than all of the above.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -68,6 +71,7 @@ class AugmentConfig(BaseModel):
     brightness: float = Field(default=0.0, ge=0)
     contrast: float = Field(default=0.0, ge=0, lt=1)
     noise: float = Field(default=0.0, ge=0)
+    transforms: tuple[ExtraTransform, ...] = ()
 
     @field_validator("flip")
     @classmethod

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dpeq.data.settings import ImageSettings
 from dpeq.errors import ConfigError
 from dpeq.resources import room
 
-__all__ = ["Card", "Symmetries", "VolumeSettings", "card_names", "load_card"]
+__all__ = ["Card", "Symmetries", "card_names", "load_card"]
 
 
 class _Part(BaseModel):
@@ -51,21 +52,6 @@ class Symmetries(_Part):
 
 
 Edge = Annotated[int, Field(ge=4)]
-Millimetres = Annotated[float, Field(gt=0)]
-
-
-class VolumeSettings(_Part):
-    """Fixed, public preprocessing of volumes: spacing in mm, size in voxels (x, y, z), window in HU."""
-
-    spacing: tuple[Millimetres, Millimetres, Millimetres]
-    size: tuple[Edge, Edge, Edge]
-    window: tuple[float, float]
-
-    @model_validator(mode="after")
-    def _window_is_an_interval(self) -> VolumeSettings:
-        if self.window[0] >= self.window[1]:
-            raise ValueError(f"window {list(self.window)} is empty; give the lower end first")
-        return self
 
 
 class GeneratorOptions(_Part):
@@ -76,11 +62,18 @@ class GeneratorOptions(_Part):
 
 
 class Card(_Part):
-    """One data set. ``public_units`` is the published number of training units that a plan may rest on."""
+    """One data set.
+
+    Attributes:
+        kind: "medmnist", one downloaded file; "folder", whatever ``dpeq index`` has made a manifest of.
+        public_units: the published number of training units that a plan may rest on.
+        channels: of every image, 1 for grey values and 3 for colours.
+        preprocessing: of a folder; :class:`~dpeq.config.DataConfig` replaces it key by key.
+    """
 
     name: str
     title: str
-    kind: Literal["medmnist", "dicom"]
+    kind: Literal["medmnist", "folder"]
     source: str
     licence: str
     citation: str
@@ -97,7 +90,8 @@ class Card(_Part):
     image_size: tuple[Edge, ...] | None = None
     generator: str | None = None
     generator_options: GeneratorOptions | None = None
-    volume: VolumeSettings | None = None
+    channels: Literal[1, 3] = 1
+    preprocessing: ImageSettings | None = None
 
     @model_validator(mode="after")
     def _kinds_are_complete(self) -> Card:
@@ -112,8 +106,12 @@ class Card(_Part):
             raise ValueError(
                 f"mirrored_classes names '{unknown[0]}', which is none of the classes {list(self.classes)}"
             )
-        if self.kind == "dicom" and self.volume is None:
-            raise ValueError("a dicom card needs volume settings")
+        if self.kind == "medmnist" and (self.channels != 1 or self.preprocessing is not None):
+            raise ValueError("a medmnist file has one channel and needs no preprocessing")
+        if self.kind == "folder" and self.preprocessing is None:
+            raise ValueError("a folder card needs preprocessing: preset and size")
+        if self.preprocessing is not None and (self.preprocessing.view == "3d") != (self.dim == 3):
+            raise ValueError(f"dim is {self.dim} but preprocessing has the view {self.preprocessing.view}")
         if self.splits.get("train") != self.public_units:
             raise ValueError("public_units and splits.train tell the same number; they differ")
         return self

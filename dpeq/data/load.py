@@ -1,35 +1,45 @@
-"""From a card (and a manifest, for DICOM) to the splits in memory."""
+"""From a card (and a manifest, for indexed folders) to the splits in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from dpeq.data.cards import Card, VolumeSettings
+from dpeq.data.cards import Card
 from dpeq.data.images import ImageSet
-from dpeq.data.manifest import SPLITS, Manifest, Record
+from dpeq.data.manifest import SPLITS, FileStamp, Manifest, Record
 from dpeq.data.medmnist import find_or_download, load_medmnist
+from dpeq.data.readers.source import Refused, Source
+from dpeq.data.settings import ImageSettings
 from dpeq.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from dpeq.data.dicom import Volume
+    from torch import Tensor
 
-__all__ = ["image_shape", "load_splits"]
+    from dpeq.data.transforms import ImageTransform
 
+__all__ = ["CACHE_GIB", "image_shape", "load_splits"]
+
+CACHE_GIB = 50.0
 Progress = Callable[[int, int], None]
+_BLOCK = 1 << 20
+_QUICK_PIXELS = 1 << 16  # of a picture that is decoded as quickly as a kept tensor is read
 
 
-def image_shape(card: Card, volume: VolumeSettings | None) -> tuple[int, ...]:
+def image_shape(card: Card, settings: ImageSettings | None) -> tuple[int, ...]:
     """``(channels, *spatial)`` of what :func:`load_splits` gives, before anything is read."""
     if card.kind == "medmnist":
         return (1, *(card.image_size or ()))
-    settings = volume or card.volume
+    settings = settings or card.preprocessing
     if settings is None:
-        raise ConfigError(f"Card {card.name} has no volume settings; give data.spacing, data.size and data.window.")
-    return (1, *settings.size)
+        raise ConfigError(f"Card {card.name} has no preprocessing; give it a preset and a size.")
+    return settings.shape(card.channels)
 
 
 def load_splits(
@@ -38,21 +48,28 @@ def load_splits(
     root: Path | None = None,
     manifest: Path | None = None,
     unit: str,
-    volume: VolumeSettings | None = None,
+    settings: ImageSettings | None = None,
     progress: Progress | None = None,
+    workers: int | None = 0,
+    cache_gib: float | None = None,
 ) -> dict[str, ImageSet]:
     """The splits ``train``, ``val`` and ``test`` as plain tensors.
 
+    Of an indexed folder, the images of a split are in the order of the manifest. A volume that is seen as slices gives
+    several, in a row, which are one case; they belong to the patient, or with ``unit`` "image" to the volume.
+
     Args:
         root: folder of a downloadable data set; see :func:`dpeq.data.medmnist.find_or_download`.
-        manifest: of an indexed folder, for DICOM.
+        manifest: of an indexed folder.
         unit: the privacy unit, "image" or "patient".
-        volume: preprocessing of volumes; the card's by default.
-        progress: called with (done, total) files, or bytes of a download.
+        settings: preprocessing of an indexed folder; the card's by default.
+        progress: called with (done, total) images of a folder, or bytes of a download.
+        workers: processes that read a folder beside this one; None chooses. The result is the same.
+        cache_gib: keep preprocessed images, at most so many GiB of them; None keeps none.
     """
     if card.kind == "medmnist":
         return load_medmnist(card, find_or_download(card, root, progress), unit)
-    settings = volume or card.volume
+    settings = settings or card.preprocessing
     if manifest is None and card.generator is not None:
         from dpeq.data.generated import ensure_generated  # loads pydicom, which images do not need
 
@@ -64,43 +81,135 @@ def load_splits(
         raise DataError(f"{manifest} has the classes {list(index.classes)}, card {card.name} {list(card.classes)}.")
     if index.modality != card.modality:
         raise DataError(f"{manifest} holds {index.modality} images, card {card.name} describes {card.modality}.")
-    return _load_volumes(index, unit, settings, progress)
+    return _load_indexed(index, card.channels, unit, settings, progress, workers, cache_gib)
 
 
-def _load_volumes(
-    index: Manifest, unit: str, settings: VolumeSettings, progress: Progress | None
+@dataclass(frozen=True)
+class _Job:
+    """One record, the mask that it needs, the rows that its images fill, and the name of the file that keeps them."""
+
+    record: Record
+    mask: Source | None
+    rows: slice
+    key: str | None
+
+
+def _load_indexed(
+    index: Manifest,
+    channels: int,
+    unit: str,
+    settings: ImageSettings,
+    progress: Progress | None,
+    workers: int | None,
+    cache_gib: float | None,
 ) -> dict[str, ImageSet]:
-    from dpeq.data.transforms import VolumeTransform  # MONAI takes seconds to import, and images do not need it
+    # MONAI takes seconds to import, and pictures of a medmnist file do not need it.
+    from dpeq.data.cache import ImageCache, content_key, image_folder, prune
+    from dpeq.data.fill import allocate, fill, worker_count
+    from dpeq.data.transforms import ImageTransform
 
-    transform = VolumeTransform(settings)
-    total, done = len(index.records), 0
-    splits = {}
+    transform = ImageTransform(settings, channels)
+    count, shape = settings.images_per_record, settings.shape(channels)
+    processes = worker_count(workers, len(index.records))
+    folder = None if cache_gib is None else image_folder()
+    images: dict[str, Tensor] = {}
+    jobs: list[_Job] = []
     for name in SPLITS:
         records = index.split(name)
-        images = torch.empty(len(records), 1, *settings.size)
-        for row, record in enumerate(records):
-            images[row] = transform(_read(index.root, record))
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        owners = [record.patient if unit == "patient" else record.image for record in records]
-        numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners))}
-        splits[name] = ImageSet(
-            images,
-            torch.tensor([record.label for record in records]),
-            torch.tensor([numbers[owner] for owner in owners]),
-            len(numbers),
-            index.classes,
-            name,
-            unit,
-        )
-    return splits
+        images[name] = allocate((len(records) * count, *shape), shared=processes > 0)
+        for number, record in enumerate(records):
+            with _explaining(record):
+                transform.require(record.shape)
+            mask = record.mask if settings.foreground == "mask" else None
+            key = None
+            if folder is not None and _worth_keeping(record):
+                key = content_key(record.source, mask, index.files, settings, channels)
+            jobs.append(_Job(record, mask, slice(number * count, (number + 1) * count), key))
+    # Images of one file one after another: a reader may keep the file that it decoded last.
+    jobs.sort(key=lambda job: (job.record.source.files, job.record.source.part))
+    kept = ImageCache(jobs, lambda job: _make(index.root, job, transform), folder)
+
+    def make(number: int) -> Tensor:
+        job = jobs[number]
+        for file in (*job.record.source.files, *(job.mask.files if job.mask is not None else ())):
+            _check_unchanged(job.record, index.root / file, index.files[file])
+        return kept[number]  # type: ignore[no-any-return]
+
+    fill(make, [images[job.record.split][job.rows] for job in jobs], processes, progress)
+    if folder is not None and cache_gib is not None:
+        prune(folder, cache_gib * 2**30)
+    return {name: _image_set(index, name, images[name], count, unit) for name in SPLITS}
 
 
-def _read(root: Path, record: Record) -> Volume:
-    from dpeq.data.dicom import read_volume
+def _image_set(index: Manifest, name: str, images: Tensor, count: int, unit: str) -> ImageSet:
+    records = index.split(name)
+    owners = [record.patient if unit == "patient" else record.image for record in records]
+    numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners))}
+    return ImageSet(
+        images,
+        torch.tensor([record.label for record in records]).repeat_interleave(count),
+        torch.tensor([numbers[owner] for owner in owners]).repeat_interleave(count),
+        len(numbers),
+        index.classes,
+        name,
+        unit,
+        cases=torch.arange(len(records)).repeat_interleave(count) if count > 1 else None,
+    )
 
+
+def _make(root: Path, job: _Job, transform: ImageTransform) -> Tensor:
+    from dpeq.data.readers.read import read
+
+    with _explaining(job.record):
+        mask = None if job.mask is None else read(root, job.mask)
+        return transform(read(root, job.record.source), mask)
+
+
+@contextmanager
+def _explaining(record: Record) -> Iterator[None]:
+    """Names the image by its pseudonym, whatever goes wrong; what other libraries say of it stays in the traceback."""
     try:
-        return read_volume([root / file for file in record.files])
-    except (DataError, OSError) as error:
-        raise DataError(f"Image {record.image} cannot be read any more ({error}); run 'dpeq index' again.") from error
+        yield
+    except Refused as error:
+        raise DataError(
+            f"Image {record.image} cannot be read any more ({error.reason}); run 'dpeq index' again."
+        ) from error
+    except DataError as error:
+        raise DataError(f"Image {record.image} cannot be used: {error}.") from error
+    except Exception as error:
+        raise DataError(
+            f"Image {record.image} cannot be preprocessed ({type(error).__name__}); 'dpeq train --debug' with "
+            "data.workers=0 shows where."
+        ) from error
+
+
+def _check_unchanged(record: Record, path: Path, stamp: FileStamp) -> None:
+    """A file of the same size and time is taken for the same; one with another time must have the same content."""
+    try:
+        status = path.stat()
+        if (status.st_size, status.st_mtime_ns) == (stamp.size, stamp.mtime_ns):
+            return
+        same = status.st_size == stamp.size and _sha256(path) == stamp.sha256
+    except OSError as error:  # its own text names the path, which may name the patient
+        raise DataError(
+            f"Image {record.image} cannot be read any more ({error.strerror}); run 'dpeq index' again."
+        ) from error
+    if not same:
+        raise DataError(
+            f"A file of image {record.image} is not what it was when it was indexed; run 'dpeq index' again."
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _worth_keeping(record: Record) -> bool:
+    """Whether making an image takes longer than reading what was made: rows of an array and small pictures do not."""
+    _, x, y, z = record.shape
+    quick = record.source.format == "npz" or (record.source.format == "picture" and x * y * z <= _QUICK_PIXELS)
+    return not quick

@@ -31,20 +31,26 @@ def poisson_sample(n_units: int, sample_rate: float, coins: Uniform) -> Tensor:
 class UnitViews:
     """Turns sampled units into rows of a batch: ``views`` images of each unit, in consecutive rows.
 
-    A unit with at least ``views`` images shows that many different ones, chosen at random; one with fewer shows each
-    of its images before any is repeated. A unit never fills more than its ``views`` rows, whatever it owns.
+    A unit with at least ``images_per_unit`` images shows that many different ones, chosen at random in every step; one
+    with fewer shows all of them. Its rows go round these images, so none is repeated before each was shown. A unit
+    never fills more than its ``views`` rows, whatever it owns; so how many images someone has changes nothing in the
+    bound on what one unit contributes.
 
     Args:
         units: unit of each image, int64 ``[n_images]`` with values ``0 .. n_units - 1``.
         n_units: number of units; each must own at least one image.
         views: K, the rows of one unit.
+        images_per_unit: most different images of a unit in one step, at most ``views``, which is the default.
     """
 
-    def __init__(self, units: Tensor, n_units: int, views: int) -> None:
+    def __init__(self, units: Tensor, n_units: int, views: int, images_per_unit: int | None = None) -> None:
         counts = torch.bincount(units, minlength=n_units)
         if len(counts) != n_units or bool((counts == 0).any()):
             raise ValueError("every unit must own at least one image.")
-        self.views, self.n_units = views, n_units
+        most = views if images_per_unit is None else images_per_unit
+        if not 1 <= most <= views:
+            raise ValueError(f"images_per_unit is {most}; use a number from 1 to {views}, the views of a unit.")
+        self.views, self.n_units, self.images_per_unit = views, n_units, most
         self._images = torch.argsort(units, stable=True)  # images, unit by unit
         self._counts = counts
         self._starts = torch.cumsum(counts, 0) - counts
@@ -59,5 +65,5 @@ class UnitViews:
         drawn = keys.uniform(len(sampled), widest)
         drawn[torch.arange(widest) >= counts[:, None]] = torch.inf
         order = drawn.argsort(dim=1)
-        turn = torch.arange(self.views) % counts[:, None]
+        turn = torch.arange(self.views) % counts.clamp(max=self.images_per_unit)[:, None]
         return self._images[starts[:, None] + order.gather(1, turn)].flatten()

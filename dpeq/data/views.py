@@ -6,8 +6,9 @@ of its own row's image and draws, so neither physical batches nor ranks nor othe
 Everything geometric is one resampling: the moves of a row are composed into one affine map, applied once. When only
 whole pixels move (shifts, mirrors, quarter turns), pixels are gathered by index, which is exact; otherwise torch's
 ``grid_sample`` interpolates. Edges are reflected about the centre of the outermost pixel, as by torch's and numpy's
-padding "reflect". Not MONAI's random transforms, which take one image at a time; not kornia or torchvision, which are
-no dependencies.
+padding "reflect". Not MONAI's random transforms, which take one image at a time: those that a configuration names come
+last, on the processor, each row by a fresh copy under a seed from its draws (:class:`dpeq.data.extra.Extras`). Not
+kornia or torchvision, which are no dependencies.
 
 The sampling points are computed by multiplications and additions, not by ``F.affine_grid``: that multiplies matrices,
 which autocast rounds to bfloat16, a fifth of a pixel at 64 x 64, and TF32 to 11 bits. It is slower, too.
@@ -22,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,9 @@ from torch import Tensor
 from dpeq.data.augment import AugmentConfig
 from dpeq.data.sampling import Uniform
 from dpeq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dpeq.data.extra import Extras
 
 __all__ = ["Augment", "Draws", "Moves", "normal_noise", "splitmix64"]
 
@@ -69,7 +74,7 @@ class Moves:
         shift: int64 ``[rows, dim]``, pixels by array axis, towards higher indices.
         contrast, brightness: float64 ``[rows]``: a pixel p of a channel with mean m becomes m + contrast (p - m) +
             brightness.
-        seeds: int64 ``[rows]``, of the noise.
+        seeds: int64 ``[rows]``, of the noise and of MONAI's transforms.
     """
 
     flip: Tensor
@@ -91,7 +96,7 @@ class Augment:
             equal by default. What turns is the body, not its grid: angles and shapes are kept in millimetres.
 
     Raises:
-        ConfigError: when the images cannot be changed like that.
+        ConfigError: when the images cannot be changed like that, or MONAI has no such transform.
     """
 
     def __init__(self, config: AugmentConfig, dim: int, spacing: Sequence[float] | None = None) -> None:
@@ -114,6 +119,11 @@ class Augment:
         self._mirrored = torch.tensor([name in config.flip for name in names])
         # Of flip, quarters, shift, angles, scale, contrast, brightness and seeds, whether asked for or not.
         self._numbers = [dim, 1, dim, 2 * dim - 3, 1, 1, 1, 1]
+        self._extras: Extras | None = None
+        if config.transforms:
+            from dpeq.data.extra import Extras  # loads MONAI, which takes seconds
+
+            self._extras = Extras(config.transforms, "augment.transforms", random=True)
 
     def draw(self, keys: Uniform, rows: int) -> Draws:
         """All random numbers of ``rows`` views; the same ones whatever is switched on.
@@ -159,6 +169,12 @@ class Augment:
                     "make it smaller."
                 )
 
+    def dry_run(self, shape: Sequence[int]) -> None:
+        """Raises :class:`ConfigError` when images ``(channels, *spatial)`` cannot be changed like that; tries it."""
+        self.check(shape[1:])
+        if self._extras is not None:
+            self._extras.dry_run(shape)
+
     @torch.no_grad()
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
         """The views of ``x``, one per row, on its device and in its precision.
@@ -184,7 +200,7 @@ class Augment:
             view = self._gather(x, moves)
         else:
             view = x
-        return self._intensity(view, moves).to(x.dtype)
+        return self._named(self._intensity(view, moves), moves).to(x.dtype)
 
     def _sources(self, moves: Moves) -> Tensor:
         """Matrices ``[rows, dim, dim]`` from where a pixel of the view is, less the shift, to where it comes from.
@@ -250,6 +266,16 @@ class Augment:
             noise = normal_noise(moves.seeds.to(x.device), math.prod(x.shape[1:]))
             x = x + c.noise * noise.view(x.shape)
         return x
+
+    def _named(self, x: Tensor, moves: Moves) -> Tensor:
+        """MONAI's transforms, row by row."""
+        if self._extras is None:
+            return x
+        # The first output is the noise's; half of the bits of the others are the seeds that numpy takes.
+        words = splitmix64(moves.seeds.cpu(), 1 + len(self._extras))[:, 1:]
+        seeds = (words >> 32).bitwise_and_(0xFFFFFFFF).tolist()
+        rows = [self._extras(row, of_row) for row, of_row in zip(x.float().cpu(), seeds, strict=True)]
+        return torch.stack(rows).to(x.device)
 
 
 def _sample(x: Tensor, back: Tensor, shift: Tensor) -> Tensor:

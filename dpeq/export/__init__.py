@@ -7,7 +7,7 @@
 from dpeq.export.description import Description
 from dpeq.export.export import FORMATS, Exported, export_model, export_run
 from dpeq.export.plain import plain_network
-from dpeq.export.preprocessing import Preprocessing, arrays, images, volumes
+from dpeq.export.preprocessing import Preprocessing, arrays, images, indexed
 from dpeq.export.source import Trained, load_trained
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "export_model",
     "export_run",
     "images",
+    "indexed",
     "load_trained",
     "plain_network",
-    "volumes",
 ]

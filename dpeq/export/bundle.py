@@ -133,7 +133,7 @@ def _inference(description: Description, input_shape: Sequence[int]) -> dict[str
         "preprocessing": {"_target_": "Compose", "transforms": list(preprocessing.transforms)},
         "dataset": {
             "_target_": "Dataset",
-            "data": "$[{'image': path} for path in @images]",
+            "data": "$[{'image': path, 'file': path} for path in @images]",
             "transform": "@preprocessing",
         },
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
@@ -150,11 +150,15 @@ def _inference(description: Description, input_shape: Sequence[int]) -> dict[str
             "inferer": "@inferer",
             "postprocessing": "@postprocessing",
         },
-        "logits": "$[row for batch in @dataloader for row in @inferer(batch['image'].to(@device), @network).cpu()]",
+        # An image may give several rows: the slices of a volume, in their order.
+        "rows": (
+            "$[row for batch in @dataloader "
+            "for row in zip(batch['file'], @inferer(batch['image'].to(@device), @network).cpu())]"
+        ),
         "predictions": (
             "$[{'image': path, 'logits': row.tolist(), 'class': @classes[int(row.argmax())], "
             "'probabilities': dict(zip(@classes, @postprocessing({'pred': row})['pred'].tolist()))} "
-            "for path, row in zip(@images, @logits)]"
+            "for path, row in @rows]"
         ),
         "output_file": "$pathlib.Path(@output_dir) / 'predictions.json'",
         "run": [

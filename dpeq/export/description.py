@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpeq import __version__
-from dpeq.export.preprocessing import Preprocessing, images, volumes
+from dpeq.export.preprocessing import Preprocessing, images, indexed
 from dpeq.export.source import Trained
 from dpeq.export.statement import no_statement, privacy_statement
 
@@ -68,7 +68,8 @@ def describe_run(trained: Trained) -> Description:
     """The description of a run's network; recomputes epsilon, which takes a few seconds."""
     source, prepared = trained.run, trained.prepared
     card = prepared.card
-    preprocessing = volumes(prepared.volume) if prepared.volume is not None else images(prepared.shape)
+    settings = prepared.preprocessing
+    preprocessing = images(prepared.shape) if settings is None else indexed(settings, card.channels)
     facts = ("title", "source", "licence", "citation", "modality")
     return Description(
         name=source.path.resolve().name,

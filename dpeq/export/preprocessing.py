@@ -5,13 +5,13 @@ The transforms are those of :mod:`dpeq.data` (its tests compare the two), read f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpeq.data.cards import VolumeSettings
+from dpeq.data.settings import ImageSettings
 
-__all__ = ["Preprocessing", "arrays", "images", "volumes"]
+__all__ = ["Preprocessing", "arrays", "images", "indexed"]
 
 
 @dataclass(frozen=True)
@@ -39,48 +39,151 @@ class Preprocessing:
         }
 
 
-def volumes(settings: VolumeSettings) -> Preprocessing:
-    """That of :class:`dpeq.data.transforms.VolumeTransform`, for NIfTI files and folders of a DICOM series."""
-    low, high = settings.window
-    spacing, size = list(settings.spacing), list(settings.size)
-    millimetres, voxels = " x ".join(f"{s:g}" for s in spacing), " x ".join(map(str, size))
-    return Preprocessing(
-        reads="a volume with its geometry (NIfTI file, or folder of one DICOM series); values in HU for CT",
-        steps=(
-            "Turn the axes to right, anterior, superior (RAS).",
-            f"Resample to {millimetres} mm, linearly, border values outside.",
-            f"Window {low:g} .. {high:g} to -1 .. 1, clipped.",
-            f"Crop or pad about the centre to {voxels} voxels with -1.",
-        ),
-        transforms=(
-            # Named readers, in the order last to first: which reader is chosen must not depend on what is installed.
-            {"_target_": "LoadImaged", "keys": "image", "reader": ["PydicomReader", "NibabelReader"]},
-            {"_target_": "EnsureChannelFirstd", "keys": "image"},
-            {
-                "_target_": "Orientationd",
-                "keys": "image",
-                "axcodes": "RAS",
-                "labels": [["L", "R"], ["P", "A"], ["I", "S"]],
-            },
-            {
-                "_target_": "Spacingd",
-                "keys": "image",
-                "pixdim": spacing,
-                "mode": "bilinear",
-                "padding_mode": "border",
-            },
-            _scale(low, high),
-            {
-                "_target_": "ResizeWithPadOrCropd",
-                "keys": "image",
-                "spatial_size": size,
-                "mode": "constant",
-                "constant_values": -1.0,
-            },
-            _plain_tensor(),
-        ),
-        value_range=(-1.0, 1.0),
+def indexed(settings: ImageSettings, channels: int = 1) -> Preprocessing:
+    """That of :class:`dpeq.data.transforms.ImageTransform`.
+
+    Where MONAI's readers cannot see what it needs (a mask beside the image; the pixel spacing of a flat image), files
+    hold the network's input itself and the steps say how it was made.
+    """
+    flat = len(settings.size) == 2
+    steps = tuple(_steps(settings, flat))
+    value_range = () if settings.transforms else (-1.0, 1.0)
+    if settings.foreground == "mask" or (flat and settings.spacing is not None):
+        ready = arrays(settings.shape(channels))
+        return Preprocessing(f"{ready.reads}, made as follows", steps, ready.transforms, value_range)
+    if flat:
+        reads = (
+            "a picture (PNG, JPEG), a DICOM image of one frame, or a NumPy array [row, column], with values as stored"
+        )
+        transforms = [_load_flat(channels), {"_target_": "EnsureChannelFirst"}]
+    else:
+        reads = "a volume with its geometry (NIfTI file, or folder of one DICOM series); values in HU for CT"
+        transforms = _load_placed(settings)
+    transforms += _values_and_size(settings, flat)
+    if settings.view != "3d" and not flat:
+        transforms += _slices(settings.slices or 1)
+    transforms += [{"_target_": extra.name, **extra.arguments} for extra in settings.transforms]
+    return Preprocessing(reads, steps, (*map(_keyed, transforms), _plain_tensor()), value_range)
+
+
+def _steps(s: ImageSettings, flat: bool) -> Iterator[str]:
+    """One sentence for each thing that is done."""
+    letters = {"R": "right", "L": "left", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
+    if not flat:
+        yield f"Turn the axes to {', '.join(letters[code] for code in s.axes)} ({s.axes})."
+    if s.spacing is not None:
+        millimetres = " x ".join(f"{edge:g}" for edge in s.spacing)
+        yield f"Resample to {millimetres} mm, linearly, border values outside."
+    if s.foreground != "none":
+        what = "the voxels not darker than the mean of the image" if s.foreground == "intensity" else "its mask"
+        yield f"Crop to the box around {what}, and {s.margin} voxels more on each side."
+    if s.window is not None:
+        yield f"Window {s.window[0]:g} .. {s.window[1]:g} to -1 .. 1, clipped."
+    elif s.percentiles is not None:
+        lower, upper = s.percentiles
+        yield (
+            f"Map the percentiles {lower:g} .. {upper:g} of the voxels above the image's lowest value, by nearest "
+            "rank, to -1 .. 1, clipped."
+        )
+    by = " x ".join(map(str, s.size))
+    yield (
+        f"Resize to {by} voxels by area averaging."
+        if s.fit == "resize"
+        else (f"Crop or pad about the centre to {by} voxels with -1.")
     )
+    if flat:
+        yield "Lay the image out as [row, column]."
+    elif s.view != "3d":
+        beside = "" if s.slices is None else f", with {s.slices} neighbouring slices as channels, the ends repeated"
+        yield (
+            f"Take the slices across the third axis as [row, column]{beside}; each has its own prediction, the score "
+            "of the volume is the mean of their probabilities."
+        )
+    for extra in s.transforms:
+        yield f"MONAI's {extra.name}({', '.join(f'{name}={value!r}' for name, value in extra.arguments.items())})."
+
+
+def _load_placed(s: ImageSettings) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        # Named readers, in the order last to first: which reader is chosen must not depend on what is installed.
+        {"_target_": "LoadImage", "reader": ["PydicomReader", "NibabelReader"]},
+        {"_target_": "EnsureChannelFirst"},
+        {"_target_": "Orientation", "axcodes": s.axes, "labels": [["L", "R"], ["P", "A"], ["I", "S"]]},
+    ]
+    if s.spacing is not None:
+        found.append({"_target_": "Spacing", "pixdim": list(s.spacing), "mode": "bilinear", "padding_mode": "border"})
+    return found
+
+
+def _load_flat(channels: int) -> dict[str, Any]:
+    mode = "L" if channels == 1 else "RGB"
+    array: dict[str, Any] = {"_target_": "NumpyReader"} | ({} if channels == 1 else {"channel_dim": -1})
+    # MONAI would turn images to [column, row]; the network was trained on [row, column]. Pictures of 16 bits stay so.
+    picture = {
+        "_target_": "PILReader",
+        "reverse_indexing": False,
+        "converter": f"$lambda picture: picture if picture.mode.startswith('I') else picture.convert('{mode}')",
+    }
+    return {"_target_": "LoadImage", "reader": [{"_target_": "PydicomReader", "swap_ij": False}, array, picture]}
+
+
+def _values_and_size(s: ImageSettings, flat: bool) -> Iterator[dict[str, Any]]:
+    size = [s.size[1], s.size[0]] if flat else list(s.size)
+    if s.foreground == "intensity":
+        yield {
+            "_target_": "CropForeground",
+            "source_key": "image",
+            "select_fn": "$lambda x: x >= x.mean().clamp(max=x.max())",
+            "margin": s.margin,
+            "allow_smaller": True,
+        }
+    if s.window is not None:
+        yield {
+            "_target_": "ScaleIntensityRange",
+            "a_min": s.window[0],
+            "a_max": s.window[1],
+            "b_min": -1.0,
+            "b_max": 1.0,
+            "clip": True,
+        }
+    elif s.percentiles is not None:
+        yield {"_target_": "Lambda", "func": _percentiles(*s.percentiles)}
+    if s.fit == "resize":
+        yield {"_target_": "Resize", "spatial_size": size, "mode": "area"}
+    else:
+        yield {
+            "_target_": "ResizeWithPadOrCrop",
+            "spatial_size": size,
+            "mode": "constant",
+            "constant_values": -1.0,
+        }
+
+
+def _percentiles(lower: float, upper: float) -> str:
+    """:func:`dpeq.data.transforms.scale_by_percentiles` as an expression; ``-(-a // 1)`` rounds up."""
+    rank = "v.kthvalue(max(1, int(-(-({share!r} * v.numel()) // 1)))).values"
+    low, high = (rank.format(share=percent / 100) for percent in (lower, upper))
+    scaled = "torch.where(x < a, -1.0, torch.where(x >= b, 1.0, (x - a) / (b - a) * 2 - 1))"
+    of_values = f"torch.full_like(x, -1.0) if v.numel() == 0 else (lambda a, b: {scaled})({low}, {high})"
+    return f"$lambda image: (lambda x: (lambda v: {of_values})(x[x > x.min()]))(torch.as_tensor(image.numpy()))"
+
+
+def _slices(slices: int) -> list[dict[str, Any]]:
+    """:func:`dpeq.data.transforms.slices_of`, and then one item for each slice."""
+    neighbours = (
+        "$lambda x: torch.cat([x.permute(3, 0, 2, 1)[(torch.arange(x.shape[3]) + k).clamp(0, x.shape[3] - 1)] "
+        f"for k in range(-{slices // 2}, {slices // 2 + 1})], dim=1)"
+    )
+    return [
+        {"_target_": "Lambda", "func": neighbours},
+        {"_target_": "SplitDim", "dim": 0, "keepdim": False, "list_output": True, "update_meta": False},
+    ]
+
+
+def _keyed(transform: dict[str, Any]) -> dict[str, Any]:
+    """The transform of arrays as that of dictionaries."""
+    arguments = {key: value for key, value in transform.items() if key != "_target_"}
+    return {"_target_": f"{transform['_target_']}d", "keys": "image", **arguments}
 
 
 def images(shape: Sequence[int]) -> Preprocessing:

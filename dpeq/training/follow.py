@@ -51,6 +51,7 @@ def follow(
         None,
         device=ranks.device,
         augment=augmentation(prepared),
+        images_per_unit=config.views.images_per_unit,
         ranks=ranks,
         log_private_metrics=config.training.log_private_metrics,
     )

@@ -84,6 +84,7 @@ def train(
     *,
     device: torch.device,
     augment: Augment | None = None,
+    images_per_unit: int | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008  # frozen
     resume: Callable[[TrainingState], None] | None = None,
     after_step: Callable[[TrainingState, StepRecord], None] = lambda state, record: None,
@@ -95,6 +96,7 @@ def train(
     Args:
         ledger, randomness: on rank 0; None on every other rank, none of which may draw or spend.
         augment: makes the views of each sampled row; without it a view is an image as it is.
+        images_per_unit: most different images of a unit in one step; all of the plan's views by default.
         ranks: the processes that share every step.
         resume: puts the state of a checkpoint into the fresh one, on rank 0, from where the others get it; a ledger
             that has steps needs it.
@@ -114,7 +116,7 @@ def train(
     started = time.monotonic()
     model.to(device).train()
     if ranks.world > 1:
-        _agree(ranks, model, images, plan, settings, augment, log_private_metrics)
+        _agree(ranks, model, images, plan, settings, (augment, images_per_unit), log_private_metrics)
     ranks.align(model)
     state = TrainingState(model, plan, settings)
     if resume is not None:
@@ -123,7 +125,8 @@ def train(
         _share(ranks, state)
     weights = None if settings.class_weights is None else torch.tensor(settings.class_weights, device=device)
     reproducible = randomness is not None and randomness.seed is not None
-    deck = _Deck(images, plan, augment, repeats=resume is not None and reproducible)
+    views = UnitViews(images.units, images.n_units, plan.views, images_per_unit)
+    deck = _Deck(views, plan, augment, repeats=resume is not None and reproducible)
     wrapped = UnitGradSampleModule(model, plan.views)
     guard = StateGuard(model)
     stopped = False
@@ -190,9 +193,8 @@ class _Hand:
 class _Deck:
     """Deals every step its units and views; rank 0 spends the step first and draws, all others listen."""
 
-    def __init__(self, images: ImageSet, plan: PrivacyPlan, augment: Augment | None, *, repeats: bool) -> None:
-        self.images, self.plan, self.augment, self.repeats = images, plan, augment, repeats
-        self.views = UnitViews(images.units, images.n_units, plan.views)
+    def __init__(self, views: UnitViews, plan: PrivacyPlan, augment: Augment | None, *, repeats: bool) -> None:
+        self.views, self.plan, self.augment, self.repeats = views, plan, augment, repeats
 
     def deal(
         self,
@@ -214,7 +216,7 @@ class _Deck:
             return self._say(_Hand(0, not over, 0, torch.empty(0, dtype=torch.int64), None), ranks)
         if step > ledger.steps:
             ledger.spend(step)  # before anything is read: a crash from here on can only over-count
-        sampled = poisson_sample(self.images.n_units, self.plan.sample_rate, randomness.stream("sampling", step))
+        sampled = poisson_sample(self.views.n_units, self.plan.sample_rate, randomness.stream("sampling", step))
         # All rows are chosen at once, so that the physical batch size cannot change which.
         rows = self.views.choose(sampled, randomness.stream("views", step))
         draws = None if self.augment is None else self.augment.draw(randomness.stream("augment", step), len(rows))
@@ -263,14 +265,15 @@ def _agree(
     images: ImageSet,
     plan: PrivacyPlan,
     settings: OptimizerSettings,
-    augment: Augment | None,
+    looks: tuple[Augment | None, int | None],
     log_private_metrics: bool,
 ) -> None:
     """Refuses ranks that would not compute parts of the same sum, or would wait for each other in vain."""
     ranks.agree("privacy plan", plan.sha256)
     ranks.agree("training data", f"{images.sha256()} {images.n_units} {images.unit} {images.classes}")
+    augment, images_per_unit = looks
     views = None if augment is None else sorted(vars(augment).items())
-    ranks.agree("configuration", f"{settings} {views} {log_private_metrics}")
+    ranks.agree("configuration", f"{settings} {views} {images_per_unit} {log_private_metrics}")
     named = [*model.named_parameters(), *model.named_buffers()]
     parts = [(name, tuple(t.shape), t.dtype, t.requires_grad) for name, t in named]
     ranks.agree("network", f"{parts} {[(name, type(layer).__qualname__) for name, layer in model.named_modules()]}")

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from dpeq.advice import warnings_for
 from dpeq.config import RunConfig
 from dpeq.data.augment import redundant
-from dpeq.data.cards import Card, VolumeSettings, load_card
+from dpeq.data.cards import Card, load_card
 from dpeq.data.images import ImageSet
 from dpeq.data.load import image_shape, load_splits
+from dpeq.data.settings import ImageSettings
 from dpeq.data.views import Augment
 from dpeq.errors import ConfigError, DataError
 from dpeq.models.foreign import ForeignSpec
@@ -38,7 +39,7 @@ class Prepared:
     card: Card
     spec: ModelSpec
     unit: str
-    volume: VolumeSettings | None
+    preprocessing: ImageSettings | None
     shape: tuple[int, ...]
     warnings: tuple[str, ...] = ()
 
@@ -53,20 +54,10 @@ def prepare(config: RunConfig) -> Prepared:
     """Resolves card, network and shapes; raises :class:`ConfigError` for what does not fit together."""
     card = load_card(config.data.card)
     d = config.data
-    volume = card.volume
-    if volume is None and (d.spacing or d.size or d.window):
-        raise ConfigError(f"data.spacing, data.size and data.window are for volumes but {card.name} has none.")
-    if volume is not None:
-        changes = {"spacing": d.spacing, "size": d.size, "window": d.window}
-        try:
-            volume = VolumeSettings(**{**volume.model_dump(), **{k: v for k, v in changes.items() if v is not None}})
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(["data", *map(str, first["loc"])])
-            raise ConfigError(f"{where} is {first['input']!r}; {first['msg'][0].lower()}{first['msg'][1:]}.") from error
+    preprocessing = _preprocessing(config, card)
     if d.manifest is not None and not d.manifest.is_file():
         raise DataError(f"There is no manifest {d.manifest}; make one with 'dpeq index FOLDER --out {d.manifest}'.")
-    shape = image_shape(card, volume)
+    shape = image_shape(card, preprocessing)
     spec = resolve_spec(ModelChoice(**config.model.model_dump(exclude={"weights"})), shape, len(card.classes))
     # Wrong norm groups and the like are found here, before data or budget is touched.
     build_model(spec, shape[0], len(card.classes), seed=0)
@@ -81,9 +72,35 @@ def prepare(config: RunConfig) -> Prepared:
         warnings = [*warnings, *redundant(config.augment, spec.group, spec.restriction)]
     for warning in warnings:
         _log.warning("%s", warning)
-    prepared = Prepared(config, card, spec, d.unit or card.unit, volume, shape, tuple(warnings))
-    augmentation(prepared)  # refuses views that such images cannot have
+    prepared = Prepared(config, card, spec, d.unit or card.unit, preprocessing, shape, tuple(warnings))
+    if preprocessing is not None and preprocessing.transforms:
+        from dpeq.data.transforms import ImageTransform  # loads MONAI, which takes seconds
+
+        ImageTransform(preprocessing, card.channels).check()
+    augment = augmentation(prepared)
+    if augment is not None:
+        augment.dry_run(shape)  # refuses views that such images cannot have
     return prepared
+
+
+def _preprocessing(config: RunConfig, card: Card) -> ImageSettings | None:
+    """The card's, with what the configuration says in its place."""
+    keys = {name: getattr(config.data, name) for name in ImageSettings.model_fields}
+    if card.preprocessing is None:
+        given = [name for name, value in keys.items() if value is not None]
+        if given:
+            raise ConfigError(
+                f"data.{given[0]} is for indexed folders, but the images of {card.name} come as they are; leave it out."
+            )
+        return None
+    try:
+        return card.preprocessing.changed(keys)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        if not first["loc"]:
+            raise ConfigError(f"data: {message}.") from error
+        raise ConfigError(f"data.{'.'.join(map(str, first['loc']))} is {first['input']!r}; {message}.") from error
 
 
 def make_plan(prepared: Prepared) -> PrivacyPlan:
@@ -120,11 +137,9 @@ def augmentation(prepared: Prepared) -> Augment | None:
     config = prepared.config.augment
     if config.off:
         return None
-    # Images are stored [y, x] and their pixels are square; volumes [x, y, z].
-    spacing = None if prepared.volume is None else prepared.volume.spacing
-    augment = Augment(config, len(prepared.shape) - 1, spacing)
-    augment.check(prepared.shape[1:])
-    return augment
+    # Where pixels have no common size, as those of pictures, they count as square.
+    spacing = None if prepared.preprocessing is None else prepared.preprocessing.pixel_spacing
+    return Augment(config, len(prepared.shape) - 1, spacing)
 
 
 def choose_device(wish: str) -> torch.device:
@@ -138,5 +153,12 @@ def load_data(prepared: Prepared, progress: Callable[[int, int], None] | None = 
     """The splits that a prepared configuration asks for."""
     d = prepared.config.data
     return load_splits(
-        prepared.card, root=d.root, manifest=d.manifest, unit=prepared.unit, volume=prepared.volume, progress=progress
+        prepared.card,
+        root=d.root,
+        manifest=d.manifest,
+        unit=prepared.unit,
+        settings=prepared.preprocessing,
+        progress=progress,
+        workers=d.workers,
+        cache_gib=d.cache_gib if d.cache else None,
     )

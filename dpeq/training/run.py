@@ -235,6 +235,7 @@ def run(
                 randomness,
                 device=device,
                 augment=augmentation(prepared),
+                images_per_unit=config.views.images_per_unit,
                 resume=keeper.begin,
                 ranks=ranks,
                 after_step=lambda state, record: _after_step(keeper, state, record, observer, plan, tracker, curve),

@@ -35,6 +35,9 @@ MACHINE_KEYS = (
     "tracking",
     "data.root",
     "data.manifest",
+    "data.workers",
+    "data.cache",
+    "data.cache_gib",
 )
 """What may change when a run is resumed: it says where and how fast, not what. Data is recognised by its content.
 Steps are repeated only on the same :func:`~dpeq.training.conditions.machine_of`, for it decides how sums round."""

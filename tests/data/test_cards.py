@@ -78,7 +78,7 @@ def test_the_phantom_card_tells_the_generators_own_splits():
 def test_a_near_miss_is_suggested_and_anything_else_lists_the_cards():
     with pytest.raises(ConfigError, match="did you mean 'pneumoniamnist'"):
         load_card("pneumonia_mnist")
-    with pytest.raises(ConfigError, match="adrenalmnist3d, phantom_hospital, pneumoniamnist"):
+    with pytest.raises(ConfigError, match="adrenalmnist3d, .*phantom_hospital, pneumoniamnist"):
         load_card("xyz")
     with pytest.raises(ConfigError, match="nowhere"):
         load_card("/nowhere/card.yaml")
@@ -92,8 +92,14 @@ def test_a_near_miss_is_suggested_and_anything_else_lists_the_cards():
         ({"unit": "hospital"}, "unit"),
         ({"licence": None}, "licence"),
         ({"md5": None}, "needs url, file, md5 and image_size"),
-        ({"kind": "dicom"}, "needs volume settings"),
-        ({"kind": "dicom", "volume": {"spacing": [1, 1, 1], "size": [8, 8, 8], "window": [5, 1]}}, "window"),
+        ({"kind": "folder"}, "needs preprocessing"),
+        (
+            {"kind": "folder", "preprocessing": {"preset": "ct", "size": [8, 8, 8], "window": [5, 1]}},
+            "preprocessing.window",
+        ),
+        ({"kind": "folder", "preprocessing": {"preset": "ct", "size": [8, 8, 8]}}, "dim is 2 but .* the view 3d"),
+        ({"preprocessing": {"preset": "generic", "size": [8, 8]}}, "needs no preprocessing"),
+        ({"kind": "dicom"}, "kind"),
         ({"splits": {"train": 5, "holdout": 5}}, "splits.holdout"),
         ({"public_units": 5}, "public_units"),
     ],

@@ -1,44 +1,74 @@
+"""From a manifest to tensors: units, labels, slices, changed files, workers, the cache; and that nobody is named."""
+
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
+from helpers import shared_data
+from manifests import Entry, nifti_archive, phantom_archive, stamp, write_manifest
 
-from dpeq.data.cards import Card, VolumeSettings, load_card
-from dpeq.data.dicom import Volume
-from dpeq.data.index import index_folder
+from dpeq.data.cards import Card, load_card
+from dpeq.data.images import ImageSet
 from dpeq.data.load import image_shape, load_splits
-from dpeq.data.transforms import VolumeTransform
-from dpeq.errors import DataError
-from dpeq.resources import asset, load_module
+from dpeq.data.manifest import Manifest
+from dpeq.data.readers.read import read
+from dpeq.data.readers.source import Source
+from dpeq.data.settings import ImageSettings
+from dpeq.data.transforms import ImageTransform
+from dpeq.errors import ConfigError, DataError
 
-SETTINGS = VolumeSettings(spacing=(12.0, 12.0, 12.0), size=(24, 20, 12), window=(-1000.0, 400.0))
+PHANTOM = ImageSettings(preset="ct", spacing=(12.0, 12.0, 12.0), size=(24, 20, 12), window=(-1000.0, 400.0))
+VOLUMES = ImageSettings(preset="mr", spacing=(2.0, 2.0, 3.0), size=(10, 10, 8))
+SLICES = ImageSettings(preset="mr", view="2.5d", size=(10, 12, 6))
+
+
+@pytest.fixture(autouse=True)
+def _a_cache_of_its_own(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("DPEQ_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")
-def card() -> Card:
+def hospital(tmp_path_factory) -> Path:
+    return phantom_archive(tmp_path_factory.mktemp("load") / "h")
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Card:
     return load_card("phantom_hospital")
 
 
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory, card) -> Path:
-    """An indexed phantom hospital of 16 patients."""
-    folder = tmp_path_factory.mktemp("load")
-    load_module(asset("datasets", str(card.generator))).generate(folder / "h", patients=16, seed=0)
-    out = folder / "index" / "manifest.json"
-    index_folder(folder / "h" / "archive", folder / "h" / "labels.csv", out, classes=card.classes)
-    return out
+@pytest.fixture
+def card(phantom) -> Card:
+    return phantom.model_copy(update={"classes": ("no", "yes"), "modality": "MR"})
 
 
-def test_a_hospital_is_loaded_whole_with_patients_as_units(card, manifest):
+@pytest.fixture
+def archive(tmp_path) -> Path:
+    return nifti_archive(tmp_path, masks=True)
+
+
+def cache_files() -> list[Path]:
+    return sorted(Path(os.environ["DPEQ_CACHE"]).glob("images/*"))
+
+
+def hashes(splits: dict[str, ImageSet]) -> list[str]:
+    return [splits[name].sha256() for name in ("train", "val", "test")]
+
+
+def test_a_hospital_is_loaded_whole_with_patients_as_units(phantom, hospital):
     seen = []
     splits = load_splits(
-        card,
-        manifest=manifest,
+        phantom,
+        manifest=hospital,
         unit="patient",
-        volume=SETTINGS,
+        settings=PHANTOM,
         progress=lambda done, total: seen.append((done, total)),
     )
     assert {name: split.n_units for name, split in splits.items()} == {"train": 10, "val": 2, "test": 4}
@@ -46,7 +76,7 @@ def test_a_hospital_is_loaded_whole_with_patients_as_units(card, manifest):
     assert seen == [(i, total) for i in range(1, total + 1)]
     assert total > 16, "some patients have several series"
     for split in splits.values():
-        assert split.images.shape[1:] == image_shape(card, SETTINGS) == (1, 24, 20, 12)
+        assert split.images.shape[1:] == image_shape(phantom, PHANTOM) == (1, 24, 20, 12)
         assert type(split.images) is torch.Tensor
         assert split.images.dtype == torch.float32
         assert float(split.images.min()) == -1
@@ -56,86 +86,249 @@ def test_a_hospital_is_loaded_whole_with_patients_as_units(card, manifest):
     assert max(int(split.units.bincount().max()) for split in splits.values()) > 1
 
 
-def test_with_images_as_units_every_series_stands_alone(card, manifest):
-    split = load_splits(card, manifest=manifest, unit="image", volume=SETTINGS)["train"]
+def test_with_images_as_units_every_series_stands_alone(phantom, hospital):
+    split = load_splits(phantom, manifest=hospital, unit="image", settings=PHANTOM)["train"]
     assert split.n_units == len(split.labels)
     assert int(split.units.bincount().max()) == 1
 
 
-def test_loading_twice_gives_the_same_tensors(card, manifest):
-    first, second = (load_splits(card, manifest=manifest, unit="patient", volume=SETTINGS) for _ in range(2))
-    assert first["test"].sha256() == second["test"].sha256()
-    assert first["test"].sha256() != first["val"].sha256()
+def test_the_card_has_settings_of_its_own(phantom, hospital):
+    assert phantom.preprocessing is not None
+    images = load_splits(phantom, manifest=hospital, unit="patient")["val"].images
+    assert images.shape[1:] == image_shape(phantom, None) == (1, *phantom.preprocessing.size)
 
 
-def test_the_card_has_volume_settings_of_its_own(card, manifest):
-    assert card.volume is not None
-    images = load_splits(card, manifest=manifest, unit="patient")["val"].images
-    assert images.shape[1:] == image_shape(card, None) == (1, *card.volume.size)
+def test_rows_are_the_records_of_the_manifest_in_its_order(card, archive):
+    """Each against its own file, read and transformed by itself."""
+    index = Manifest.read(archive)
+    splits = load_splits(card, manifest=archive, unit="patient", settings=VOLUMES, workers=2)
+    for name, split in splits.items():
+        records = index.split(name)
+        patients = list(dict.fromkeys(record.patient for record in records))
+        for row, record in enumerate(records):
+            alone = ImageTransform(VOLUMES)(read(index.root, record.source))
+            assert torch.equal(split.images[row : row + 1], alone)
+            assert int(split.labels[row]) == record.label
+            assert int(split.units[row]) == patients.index(record.patient)
+        assert split.cases is None
 
 
-def test_a_file_that_is_gone_or_changed_is_named_by_its_image(card, tmp_path):
-    folder = load_module(asset("datasets", str(card.generator))).generate(tmp_path / "h", patients=8, seed=0)
-    out = tmp_path / "manifest.json"
-    index_folder(folder / "archive", folder / "labels.csv", out, classes=card.classes)
-    next(folder.glob("archive/*/*/*.dcm")).unlink()
-    with pytest.raises(DataError, match=r"^Image [0-9a-f]{16} cannot be read any more"):
-        load_splits(card, manifest=out, unit="patient", volume=SETTINGS)
+@pytest.mark.parametrize(("unit", "units"), [("patient", 3), ("image", 4)])
+def test_all_slices_of_a_volume_belong_to_its_unit(card, archive, unit, units):
+    """With images as units the unit is the volume: a slice by itself would promise its patient next to nothing."""
+    split = load_splits(card, manifest=archive, unit=unit, settings=SLICES)["train"]
+    records = Manifest.read(archive).split("train")
+    assert len(records) == 4
+    assert (split.n_units, len(split.images)) == (units, 6 * 4)
+    assert split.images.shape[1:] == image_shape(card, SLICES) == (3, 12, 10)
+    owners = split.units.view(4, 6)
+    assert bool((owners == owners[:, :1]).all())
+    assert split.cases is not None
+    assert split.cases.tolist() == [volume for volume in range(4) for _ in range(6)]
+    assert split.labels.view(4, 6)[:, 0].tolist() == [record.label for record in records]
+    mine = ImageTransform(SLICES)(read(Manifest.read(archive).root, records[2].source))
+    assert torch.equal(split.images[12:18], mine)
 
 
-def test_other_classes_than_the_cards_are_refused(card, manifest):
-    with pytest.raises(DataError, match="has the classes"):
-        load_splits(card.model_copy(update={"classes": ("no", "yes")}), manifest=manifest, unit="patient")
-    with pytest.raises(DataError, match="'dpeq index'"):
-        load_splits(card.model_copy(update={"generator": None}), unit="patient")
+def test_images_of_a_patient_may_have_different_labels(card, archive):
+    split = load_splits(card, manifest=archive, unit="patient", settings=VOLUMES)["train"]
+    assert not split.one_label_per_unit()
+    assert sorted(set(split.labels.tolist())) == [0, 1]
 
 
-def smooth(affine: np.ndarray, shape: tuple[int, int, int]) -> Volume:
-    """A volume whose value is a linear function of the RAS position, so that interpolation is exact."""
-    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
-    ras = index @ affine[:3, :3].T + affine[:3, 3]
-    return Volume((ras @ [2.0, 3.0, 5.0]).astype(np.float32), affine)
+def test_masks_decide_the_crop(card, archive):
+    settings = VOLUMES.changed({"foreground": "mask", "margin": 0})
+    index = Manifest.read(archive)
+    split = load_splits(card, manifest=archive, unit="patient", settings=settings, cache_gib=1)["test"]
+    for row, record in enumerate(index.split("test")):
+        assert record.mask is not None
+        alone = ImageTransform(settings)(read(index.root, record.source), read(index.root, record.mask))
+        assert torch.equal(split.images[row : row + 1], alone)
 
 
-def test_any_storage_order_gives_the_same_volume_in_ras():
-    """The same field, stored along other axes and directions, at another spacing."""
-    settings = VolumeSettings(spacing=(3.0, 3.0, 3.0), size=(8, 8, 8), window=(-400.0, 400.0))
-    ras = np.diag([2.0, 2.0, 2.0, 1.0])
-    ras[:3, 3] = -15
-    lps_swapped = np.array([[0, -2.0, 0, 15], [0, 0, -2.0, 15], [2.0, 0, 0, -15], [0, 0, 0, 1]])
-    first = VolumeTransform(settings)(smooth(ras, (16, 16, 16)))
-    second = VolumeTransform(settings)(smooth(lps_swapped, (16, 16, 16)))
-    torch.testing.assert_close(first, second, atol=2e-3, rtol=0)
-    steps = [float(first.diff(dim=d).mean()) * 400 / 3 for d in (1, 2, 3)]
-    np.testing.assert_allclose(steps, [2, 3, 5], atol=0.05)  # per mm, along x, y, z
+@pytest.mark.parametrize("cache_gib", [None, 1.0])
+def test_the_result_does_not_depend_on_how_many_read(card, tmp_path, cache_gib):
+    archive = nifti_archive(tmp_path, patients=30)
+    found = []
+    for workers in (0, 1, 3):
+        torch.manual_seed(7)
+        seen = []
+        splits = load_splits(
+            card,
+            manifest=archive,
+            unit="patient",
+            settings=SLICES.changed({"transforms": [{"name": "GaussianSmooth"}], "foreground": "intensity"}),
+            progress=lambda done, total, seen=seen: seen.append((done, total)),
+            workers=workers,
+            cache_gib=cache_gib,
+        )
+        assert seen == [(i, 45) for i in range(1, 46)]
+        found.append((hashes(splits), torch.rand(3).tolist()))
+        shutil.rmtree(os.environ["DPEQ_CACHE"], ignore_errors=True)
+    assert found[0] == found[1] == found[2], "neither the tensors nor this process' own random numbers"
 
 
-def test_the_window_is_fixed_and_air_fills_what_was_not_scanned():
-    settings = VolumeSettings(spacing=(2.0, 2.0, 2.0), size=(20, 20, 20), window=(-1000.0, 400.0))
-    constant = Volume(np.full((10, 10, 10), -300.0, np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
-    out = VolumeTransform(settings)(constant)
-    torch.testing.assert_close(out[0, 5:15, 5:15, 5:15], torch.zeros(10, 10, 10), atol=1e-6, rtol=0)
-    assert float(out[0, 0, 0, 0]) == -1
-    assert int((out > -0.5).sum()) == 1000
-    bright = Volume(np.full((30, 10, 10), 3000.0, np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
-    assert float(VolumeTransform(settings)(bright).max()) == 1
+def test_kept_images_are_the_same_and_spare_the_decoding(card, archive, monkeypatch):
+    options = {"manifest": archive, "unit": "patient", "settings": VOLUMES}
+    without = hashes(load_splits(card, **options))
+    assert cache_files() == []
+    first = hashes(load_splits(card, **options, cache_gib=1))
+    assert len(cache_files()) == 13
+    monkeypatch.setattr("dpeq.data.readers.read.read", lambda *a: pytest.fail("a kept image was decoded again"))
+    for workers in (0, 2):
+        assert hashes(load_splits(card, **options, cache_gib=1, workers=workers)) == first == without
 
 
-def test_another_modality_than_the_cards_is_refused(card, manifest):
-    with pytest.raises(DataError, match="holds CT images, card phantom_hospital describes MR"):
-        load_splits(card.model_copy(update={"modality": "MR"}), manifest=manifest, unit="patient", volume=SETTINGS)
+def test_other_settings_make_other_images(card, archive):
+    load_splits(card, manifest=archive, unit="patient", settings=VOLUMES, cache_gib=1)
+    for count, change in enumerate(
+        [{"percentiles": (1, 99)}, {"transforms": [{"name": "GaussianSmooth"}]}, {"foreground": "mask"}], start=2
+    ):
+        settings = VOLUMES.changed(change)
+        kept = load_splits(card, manifest=archive, unit="patient", settings=settings, cache_gib=1)
+        assert len(cache_files()) == 13 * count
+        assert hashes(kept) == hashes(load_splits(card, manifest=archive, unit="patient", settings=settings))
 
 
-def test_a_file_that_is_gone_is_reported_without_its_path(card, tmp_path):
+def test_the_cache_is_kept_within_its_size(card, archive):
+    load_splits(card, manifest=archive, unit="patient", settings=VOLUMES, cache_gib=1)
+    size = sum(file.stat().st_size for file in cache_files())
+    load_splits(card, manifest=archive, unit="patient", settings=VOLUMES, cache_gib=size / 2 / 2**30)
+    assert 4 <= len(cache_files()) <= 6
+
+
+def test_a_file_that_was_only_touched_is_the_same(card, archive):
+    options = {"manifest": archive, "unit": "patient", "settings": VOLUMES, "cache_gib": 1}
+    before = hashes(load_splits(card, **options))
+    for file in Manifest.read(archive).root.rglob("*.nii"):
+        os.utime(file, ns=(1, 1))
+    assert hashes(load_splits(card, **options)) == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("which", ["image", "mask"])
+def test_a_file_that_was_changed_is_noticed_and_not_named(card, archive, workers, cached, which, caplog, capfd):
+    """Of the same size, so that its time and its content alone tell."""
+    settings = VOLUMES.changed({"foreground": "mask"})
+    options = {"manifest": archive, "unit": "patient", "settings": settings, "cache_gib": 1, "workers": workers}
+    if cached:
+        load_splits(card, **options)
+    index = Manifest.read(archive)
+    victim = index.root / index.records[3].files[which == "mask"]
+    changed = bytearray(victim.read_bytes())
+    changed[-1] ^= 1
+    victim.write_bytes(changed)
+    expected = f"^A file of image {index.records[3].image} is not what it was .* run 'dpeq index' again.$"
+    with caplog.at_level(logging.DEBUG), pytest.raises(DataError, match=expected):
+        load_splits(card, **options)
+    assert "Doe" not in caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_is_gone_is_reported_without_its_path(card, archive, workers, caplog, capfd):
     """Paths of a hospital carry patient ids; an error ends up in job logs."""
-    generator = load_module(asset("datasets", str(card.generator)))
-    generator.generate(tmp_path / "h", patients=8, seed=1)
-    out = tmp_path / "index" / "manifest.json"
-    index_folder(tmp_path / "h" / "archive", tmp_path / "h" / "labels.csv", out, classes=card.classes)
-    victim = next((tmp_path / "h" / "archive").rglob("*.dcm"))
-    patient = victim.parent.parent.name
-    victim.unlink()
-    with pytest.raises(DataError, match="cannot be opened") as caught:
-        load_splits(card, manifest=out, unit="patient", volume=SETTINGS)
-    assert patient not in str(caught.value)
-    assert victim.name not in str(caught.value)
+    index = Manifest.read(archive)
+    (index.root / index.records[0].source.files[0]).unlink()
+    with caplog.at_level(logging.DEBUG), pytest.raises(DataError) as caught:
+        load_splits(card, manifest=archive, unit="patient", settings=VOLUMES, workers=workers)
+    assert str(caught.value) == (
+        "Image 0000000000000000 cannot be read any more (No such file or directory); run 'dpeq index' again."
+    )
+    assert "Doe" not in caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_library_says_of_an_image_is_not_repeated(card, archive, workers, monkeypatch):
+    def crooked(*arguments: object) -> None:
+        raise ValueError("the image of Doe^Jane is crooked")
+
+    monkeypatch.setattr("dpeq.data.transforms.scale_by_percentiles", crooked)
+    with pytest.raises(DataError, match=r"^Image 0{16} cannot be preprocessed \(ValueError\)") as caught:
+        load_splits(card, manifest=archive, unit="patient", settings=VOLUMES, workers=workers)
+    assert "Doe" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_refused_file_is_reported_by_its_reason_alone(card, archive, workers):
+    index = Manifest.read(archive)
+    victim = index.root / index.records[0].source.files[0]
+    victim.write_bytes(victim.read_bytes()[:-8])
+    index.files[index.records[0].source.files[0]] = stamp(victim)
+    index.write(archive)  # as if it had been indexed like that
+    with pytest.raises(DataError, match=r"^Image 0{16} cannot be read any more \(shorter than its header promises\)"):
+        load_splits(card, manifest=archive, unit="patient", settings=VOLUMES, workers=workers)
+
+
+def test_images_that_the_settings_are_not_for_are_found_before_any_is_read(card, archive, monkeypatch):
+    monkeypatch.setattr("dpeq.data.readers.read.read", lambda *a: pytest.fail("an image was read"))
+    flat = ImageSettings(preset="generic", size=(8, 8))
+    with pytest.raises(DataError, match=r"^Image 0{16} cannot be used: it has 10 slices, but data.size names two axes"):
+        load_splits(card, manifest=archive, unit="patient", settings=flat)
+    colours = card.model_copy(update={"channels": 3})
+    with pytest.raises(DataError, match="it has 1 channels; set channels to that on the card"):
+        load_splits(colours, manifest=archive, unit="patient", settings=VOLUMES)
+
+
+def test_more_images_than_fit_into_memory_are_refused_before_they_are_read(card, archive):
+    huge = ImageSettings(preset="mr", size=(8192, 8192, 8192))
+    with pytest.raises(ConfigError, match=r"4 images of 1 x 8192 x 8192 x 8192 take 8192.0 GiB, more than"):
+        load_splits(card, manifest=archive, unit="patient", settings=huge)
+
+
+def test_other_classes_or_modalities_than_the_cards_are_refused(phantom, hospital):
+    with pytest.raises(DataError, match="has the classes"):
+        load_splits(phantom.model_copy(update={"classes": ("no", "yes")}), manifest=hospital, unit="patient")
+    with pytest.raises(DataError, match="holds CT images, card phantom_hospital describes MR"):
+        load_splits(phantom.model_copy(update={"modality": "MR"}), manifest=hospital, unit="patient")
+    with pytest.raises(DataError, match="'dpeq index'"):
+        load_splits(phantom.model_copy(update={"generator": None}), unit="patient")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_of_many_images_is_decoded_once_by_whoever_reads_it(card, tmp_path, monkeypatch, workers):
+    """Rows of one npz file, all splits mixed; and none of them is kept, for the file is their cache."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 9, 8), dtype=np.uint8)
+    np.savez(tmp_path / "Doe_Jane.npz", images=pixels)
+    entries = [
+        Entry(f"p{i}", i % 2, ("train", "val", "test")[i % 3], Source("npz", ("Doe_Jane.npz",), i)) for i in range(40)
+    ]
+    archive = write_manifest(tmp_path, tmp_path / "m" / "manifest.json", entries)
+    import dpeq.data.readers.arrays as arrays
+
+    monkeypatch.setattr(arrays, "_last", None)
+    opened, real = tmp_path / "opened", arrays._Arrays.load
+
+    def counted(self: object, name: str) -> np.ndarray:
+        with opened.open("a") as log:
+            log.write("x")
+        return real(self, name)
+
+    monkeypatch.setattr(arrays._Arrays, "load", counted)
+    settings = ImageSettings(preset="generic", size=(8, 9))
+    splits = load_splits(card, manifest=archive, unit="patient", settings=settings, workers=workers, cache_gib=1)
+    assert len(opened.read_text()) <= max(1, workers)
+    assert cache_files() == []
+    torch.testing.assert_close(splits["val"].images[:, 0], torch.from_numpy(pixels[1::3]) / 127.5 - 1)
+
+
+def test_a_real_archive_of_volumes_with_masks(card):
+    """Hippocampi in crops of MR, cut out by the expert's masks."""
+    folder = shared_data("msd_hippocampus")
+    entries = []
+    for number, path in enumerate(sorted((folder / "images").glob("*.nii.gz"))[:12]):
+        source, mask = Source("nifti", (f"images/{path.name}",)), Source("nifti", (f"labels/{path.name}",))
+        entries.append(Entry(f"p{number}", number % 2, ("train", "val", "test")[number % 3], source, mask))
+    out = Path(os.environ["DPEQ_CACHE"]) / "m" / "manifest.json"
+    manifest = write_manifest(folder, out, entries)
+    settings = ImageSettings(preset="mr", spacing=(1, 1, 1), size=(32, 48, 32), foreground="mask", margin=3)
+    splits = load_splits(card, manifest=manifest, unit="patient", settings=settings)
+    for split, name in ((splits["train"], "train"), (splits["test"], "test")):
+        index = Manifest.read(manifest)
+        for image, record in zip(split.images, index.split(name), strict=True):
+            mask = np.asarray(nibabel.load(folder / record.files[1]).dataobj)
+            box = [np.ptp(axis) + 1 + 6 for axis in np.nonzero(mask)]
+            inside = (image[0] != -1).nonzero()
+            got = (inside.max(0).values - inside.min(0).values + 1).tolist()
+            assert all(g <= min(b, n) for g, b, n in zip(got, box, settings.size, strict=True))
+            assert got[1] >= box[1] - 6, "the long axis of the hippocampus is whole"

@@ -40,17 +40,25 @@ def test_extremes():
         poisson_sample(3, 0.0, stream(0))
 
 
-@given(counts=st.lists(st.integers(1, 5), min_size=1, max_size=6), views=st.integers(1, 6), seed=st.integers(0, 1000))
-def test_each_unit_fills_exactly_its_rows_with_its_own_images(counts, views, seed):
+@given(
+    counts=st.lists(st.integers(1, 5), min_size=1, max_size=6),
+    views=st.integers(1, 6),
+    most=st.integers(1, 6) | st.none(),
+    seed=st.integers(0, 1000),
+)
+def test_each_unit_fills_exactly_its_rows_with_its_own_images(counts, views, most, seed):
+    most = None if most is None else min(most, views)
     owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     shuffled = torch.randperm(len(owner), generator=torch.Generator().manual_seed(seed))
     units = owner[shuffled]
-    chooser = UnitViews(units, len(counts), views)
+    chooser = UnitViews(units, len(counts), views, most)
     sampled = torch.arange(len(counts))[::2]
     rows = chooser.choose(sampled, stream(seed)).view(len(sampled), views)
     for unit, row in zip(sampled.tolist(), rows, strict=True):
         assert (units[row] == unit).all()
-        assert len(row.unique()) == min(views, counts[unit]), "no repeat before every image was shown"
+        shown = torch.bincount(row)[row.unique()]
+        assert len(shown) == min(most or views, counts[unit]), "never more different images than asked for, nor fewer"
+        assert int(shown.max() - shown.min()) <= 1, "no repeat before every image was shown"
 
 
 def test_images_are_chosen_uniformly():
@@ -59,6 +67,33 @@ def test_images_are_chosen_uniformly():
     shown = torch.bincount(torch.cat([chooser.choose(torch.tensor([0]), keys) for _ in range(3000)]), minlength=4)
     assert shown[3] == 0
     assert (shown[:3] - 1000).abs().max() < 4.5 * math.sqrt(3000 * 2 / 9)
+
+
+@pytest.mark.parametrize(("views", "most"), [(4, 2), (5, 3), (3, 1), (6, 6)])
+def test_with_fewer_images_than_views_every_image_still_has_the_same_chance(views, most):
+    """Rows per image over many steps, against K / n each; and the same number of different images in every step."""
+    n, steps = 5, 4000
+    chooser = UnitViews(torch.zeros(n, dtype=torch.int64), 1, views, most)
+    keys = stream(1)
+    rows = torch.stack([chooser.choose(torch.tensor([0]), keys) for _ in range(steps)])
+    assert all(len(row.unique()) == min(most, n) for row in rows[:200])
+    shown = torch.bincount(rows.flatten(), minlength=n)
+    # Each step gives an image at most ceil(K / m) rows, so K of them vary by less than that times a coin's spread.
+    margin = 4.5 * math.ceil(views / most) * math.sqrt(steps / 4)
+    assert (shown - steps * views / n).abs().max() < margin
+
+
+def test_the_default_is_as_many_images_as_views():
+    units = torch.tensor([0, 0, 0, 1, 1])
+    for views in (1, 2, 4):
+        default = UnitViews(units, 2, views).choose(torch.arange(2), stream(3))
+        assert torch.equal(default, UnitViews(units, 2, views, views).choose(torch.arange(2), stream(3)))
+
+
+@pytest.mark.parametrize("most", [0, 4])
+def test_more_images_than_views_are_refused(most):
+    with pytest.raises(ValueError, match="from 1 to 3"):
+        UnitViews(torch.tensor([0]), 1, 3, most)
 
 
 def test_units_without_images_are_refused():

@@ -417,3 +417,70 @@ def test_devices_make_the_same_views(config, spatial):
     assert (shown.cpu() - augment(x, draws)).abs().max() < (1e-4 if config.interpolates else 1e-6)
     seeds = augment.moves(draws).seeds
     assert torch.equal(splitmix64(seeds.cuda(), 99).cpu(), splitmix64(seeds, 99))
+
+
+NAMED = {"name": "RandGaussianNoise", "prob": 0.5, "std": 0.3}, {"name": "RandAxisFlip", "prob": 0.5}
+
+
+@pytest.mark.parametrize("others", [{}, {"shift": 2, "rotate": 10.0, "noise": 0.1}], ids=["alone", "last"])
+def test_named_transforms_look_at_their_own_row_alone(others):
+    """Whatever else is in the physical batch, wherever the row stands in it, and whatever came before."""
+    augment = Augment(AugmentConfig.model_validate({"transforms": NAMED, **others}), 2)
+    x, draws = images(10, 2, 9, 8), augment.draw(keys(), 10)
+    whole = augment(x, draws)
+    for part in (torch.tensor([3]), torch.tensor([7, 3, 0]), torch.arange(4, 10)):
+        torch.manual_seed(int(part[0]))
+        assert torch.equal(augment(x[part], draws[part]), whole[part])
+    again = Augment(AugmentConfig.model_validate({"transforms": NAMED, **others}), 2)
+    x[1:] = 0  # other patients' images
+    assert torch.equal(again(x, draws)[0], whole[0])
+
+
+def test_named_transforms_change_no_draw_of_the_others():
+    """What a seeded run did before a transform was named, it still does."""
+    plain = AugmentConfig(noise=0.1, flip=("x",))
+    named = plain.model_copy(update={"transforms": AugmentConfig.model_validate({"transforms": NAMED}).transforms})
+    assert torch.equal(Augment(plain, 2).draw(keys(), 4).values, Augment(named, 2).draw(keys(), 4).values)
+    x, draws = images(4, 1, 6, 6), Augment(plain, 2).draw(keys(), 4)
+    quiet = AugmentConfig.model_validate({**plain.model_dump(), "transforms": [{"name": "RandFlip", "prob": 0.0}]})
+    assert torch.equal(Augment(quiet, 2)(x, draws), Augment(plain, 2)(x, draws))
+
+
+def test_rows_get_different_views_of_named_transforms_and_leave_the_images_alone():
+    augment = Augment(AugmentConfig.model_validate({"transforms": [{**NAMED[0], "prob": 1.0}]}), 2)
+    x = torch.zeros(64, 1, 8, 8)
+    noise = augment(x, augment.draw(keys(), 64))
+    assert not x.any()
+    assert len({row.sum().item() for row in noise}) == 64
+    assert torch.corrcoef(noise.flatten(1)).fill_diagonal_(0).abs().max() < 0.7
+    assert noise.dtype == x.dtype
+    assert augment(x.double(), augment.draw(keys(), 64)).dtype == torch.float64
+    empty = torch.empty(0, dtype=torch.int64)
+    assert augment(x[empty], augment.draw(keys(), 64)[empty]).shape == (0, 1, 8, 8)
+
+
+def test_the_noise_and_the_named_transforms_have_seeds_of_their_own():
+    """The noise of a row is not that of a transform of the same row."""
+    augment = Augment(AugmentConfig(noise=1.0), 2)
+    named = Augment(AugmentConfig.model_validate({"transforms": [{"name": "RandGaussianNoise", "prob": 1.0}] * 2}), 2)
+    x, draws = torch.zeros(1, 1, 40, 40), augment.draw(keys(), 1)
+    both = torch.stack([augment(x, draws).flatten(), named(x, draws).flatten()])
+    assert torch.corrcoef(both)[0, 1].abs() < 0.1
+    single = Augment(AugmentConfig.model_validate({"transforms": [{"name": "RandGaussianNoise", "prob": 1.0}]}), 2)
+    assert not torch.allclose(named(x, draws), 2 * single(x, draws)), "two transforms of a row have two seeds"
+
+
+def test_named_transforms_that_images_cannot_have_are_refused_by_a_dry_run():
+    turns = AugmentConfig.model_validate({"transforms": [{"name": "RandRotate90"}]})
+    Augment(turns, 2).dry_run((1, 8, 8))
+    with pytest.raises(
+        ConfigError, match=r"augment.transforms: RandRotate90\(\) on an image of 1 x 8 x 9 gives 1 x 9 x 8"
+    ):
+        Augment(turns, 2).dry_run((1, 8, 9))
+    with pytest.raises(ConfigError, match="did you mean 'RandFlip'"):
+        Augment(AugmentConfig.model_validate({"transforms": [{"name": "RanFlip"}]}), 2)
+
+
+def test_processes_can_compare_their_views():
+    made = [repr(sorted(vars(Augment(AugmentConfig.model_validate({"transforms": NAMED}), 2)).items())) for _ in "ab"]
+    assert made[0] == made[1]

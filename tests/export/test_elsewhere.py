@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dpeq.data.cards import VolumeSettings
-from dpeq.data.dicom import Volume, read_volume
 from dpeq.data.index import index_folder
 from dpeq.data.manifest import Manifest
-from dpeq.data.transforms import VolumeTransform
+from dpeq.data.readers.read import read
+from dpeq.data.readers.source import Volume
+from dpeq.data.settings import ImageSettings
+from dpeq.data.transforms import ImageTransform
 from dpeq.export import load_trained
 from dpeq.resources import asset, load_module
 
@@ -125,13 +126,15 @@ def test_the_bundle_runs_on_pictures_and_arrays(exported_2d, private_run, tmp_pa
 def test_the_bundle_runs_on_nifti_and_dicom(exported_3d, open_run, tmp_path):
     bundle = tmp_path / "volume-bundle"
     shutil.copytree(exported_3d["monai"].path, bundle)
-    transform = VolumeTransform(VolumeSettings(spacing=(20, 20, 20), size=(16, 12, 8), window=(-1000, 400)))
+    transform = ImageTransform(
+        ImageSettings(preset="ct", spacing=(20, 20, 20), size=(16, 12, 8), window=(-1000, 400))
+    )
     # Axes swapped and turned, unequal spacing: orientation and resampling must both happen.
     voxels = np.random.default_rng(0).normal(-300, 400, size=(40, 37, 21)).astype(np.float32)
     affine = np.array([[0, -5.5, 0, 3], [-6.1, 0, 0, 9], [0, 0, 9, -4], [0, 0, 0, 1.0]])
     (bundle / "input").mkdir()
     nibabel.save(nibabel.Nifti1Image(voxels, affine), bundle / "input" / "0.nii.gz")
-    expected = [transform(Volume(voxels, affine))]
+    expected = [transform(Volume(voxels[None], affine, "placed"))]
 
     hospital, manifest = tmp_path / "hospital", tmp_path / "manifest.json"
     load_module(asset("datasets", "phantom_hospital.py")).generate(hospital, patients=8, seed=0)
@@ -142,8 +145,8 @@ def test_the_bundle_runs_on_nifti_and_dicom(exported_3d, open_run, tmp_path):
         series.mkdir()
         for file in record.files:
             shutil.copy(index.root / file, series)
-        expected.append(transform(read_volume([index.root / file for file in record.files])))
-    check_bundle(bundle, load_trained(open_run).model, torch.stack(expected), tmp_path)
+        expected.append(transform(read(index.root, record.source)))
+    check_bundle(bundle, load_trained(open_run).model, torch.cat(expected), tmp_path)
 
 
 def check_bundle(bundle, model, images, folder) -> None:
