@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,6 @@ SECONDS = 120
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from dpeq.data.index import worker; worker.main"
 _LEAST_MEMORY = 4 << 30
-T = TypeVar("T")
 K = TypeVar("K")
 
 
@@ -73,37 +73,49 @@ class Workers:
 
     def _map(self, verb: str, batches: Iterable[list[tuple[K, Any]]]) -> Iterator[tuple[K, dict[str, Any]]]:
         """A few batches more than there are processes are taken at a time, so that their number may be unbounded."""
-        running: dict[Future[list[dict[str, Any]]], list[K]] = {}
+        told: queue.SimpleQueue[tuple[K, dict[str, Any]] | BaseException | None] = queue.SimpleQueue()
         batches = iter(batches)
-        more = True
+        running, more = 0, True
         while more or running:
-            while more and len(running) < 2 * self.count:
+            while more and running < 2 * self.count:
                 batch = next(batches, None)
-                if batch is None:
-                    more = False
-                    break
-                running[self._threads.submit(self._ask, verb, [item for _, item in batch])] = [key for key, _ in batch]
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield from zip(running.pop(future), future.result(), strict=True)
+                more = batch is not None
+                if batch is not None:
+                    self._threads.submit(self._answer, verb, batch, told.put)
+                    running += 1
+            if not running:
+                return
+            one = told.get()
+            if one is None:
+                running -= 1
+            elif isinstance(one, BaseException):
+                raise one
+            else:
+                yield one
 
-    def _ask(self, verb: str, items: list[Any]) -> list[dict[str, Any]]:
-        """In a thread of the pool, which has a child of its own."""
-        answers: list[dict[str, Any]] = []
-        while len(answers) < len(items):
-            answers += self._child().ask(verb, items[len(answers) :])
-            if len(answers) < len(items):
-                answers += self._ask_alone(verb, items[len(answers)])
-        return answers
+    def _answer(self, verb: str, batch: list[tuple[K, Any]], tell: Callable[[Any], None]) -> None:
+        """In a thread of the pool, which has a child of its own: tells every answer as it comes, and then None."""
+        try:
+            done = 0
+            while done < len(batch):
+                for answer in self._child().ask(verb, [item for _, item in batch[done:]]):
+                    tell((batch[done][0], answer))
+                    done += 1
+                if done < len(batch):
+                    tell((batch[done][0], self._ask_alone(verb, batch[done][1])))
+                    done += 1
+            tell(None)
+        except BaseException as error:
+            tell(error)
 
-    def _ask_alone(self, verb: str, item: Any) -> list[dict[str, Any]]:
-        """An item that ended a process which had read others before: was it the item's doing?"""
+    def _ask_alone(self, verb: str, item: Any) -> dict[str, Any]:
+        """An item that ended a process, which had perhaps read others before: was it the item's doing?"""
         child = self._child()
-        if answers := child.ask(verb, [item]):
-            return answers
+        for answer in child.ask(verb, [item]):
+            return answer
         late = child.wait() == -signal.SIGALRM
         reason = "its decoder did not end in time" if late else "its decoder crashed"
-        return [{"reason": reason, "detail": f"the process ended with {child.wait()}"}]
+        return {"reason": reason, "detail": f"the process ended with {child.wait()}"}
 
     def _child(self) -> _Child:
         child: _Child | None = getattr(self._own, "child", None)
@@ -146,20 +158,21 @@ class _Child:
             why = "they end at once" if line is None else line["failed"]
             raise DataError(f"The processes that read files do not start ({why}); run 'dpeq doctor'.")
 
-    def ask(self, verb: str, items: list[Any]) -> list[dict[str, Any]]:
-        """Answers in the order of the items; fewer than there are items when the process ended on the way."""
+    def ask(self, verb: str, items: list[Any]) -> Iterator[dict[str, Any]]:
+        """Answers in the order of the items; fewer than there are items when the process ends on the way."""
         question = json.dumps({"verb": verb, "root": self._root, "items": items})
-        answers: list[dict[str, Any]] = []
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(question + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             self.alive = False
-            return answers
-        while len(answers) < len(items) and (answer := self._hear()) is not None:
-            answers.append(answer)
-        return answers
+            return
+        for _ in items:
+            answer = self._hear()
+            if answer is None:
+                return
+            yield answer
 
     def _hear(self) -> dict[str, Any] | None:
         assert self._process.stdout is not None
