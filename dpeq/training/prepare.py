@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -67,7 +68,7 @@ def prepare(config: RunConfig) -> Prepared:
             f"training.class_weights has {len(weights)} numbers for the {len(card.classes)} classes of {card.name}; "
             "give one per class."
         )
-    warnings = warnings_for(card, spec.group, spec.restriction, card.classes)
+    warnings = warnings_for(_as_seen(card, preprocessing), spec.group, spec.restriction, card.classes)
     if not config.augment.off:
         warnings = [*warnings, *redundant(config.augment, spec.group, spec.restriction)]
     for warning in warnings:
@@ -81,6 +82,20 @@ def prepare(config: RunConfig) -> Prepared:
     if augment is not None:
         augment.dry_run(shape)  # refuses views that such images cannot have
     return prepared
+
+
+def _as_seen(card: Card, settings: ImageSettings | None) -> Card:
+    """The card for the dimension of the view, where a configuration turns volumes into slices (or the reverse).
+
+    Pixels within a slice are square unless the settings make them otherwise, whatever lies between slices.
+    """
+    if settings is None or (settings.view == "3d") == (card.dim == 3):
+        return card
+    dim = 3 if settings.view == "3d" else 2
+    edges = settings.pixel_spacing or (1.0, 1.0)
+    square = dim == 2 and settings.fit == "pad" and math.isclose(edges[0], edges[1], rel_tol=1e-3)
+    symmetries = card.symmetries.model_copy(update={"isotropic": square})
+    return card.model_copy(update={"dim": dim, "symmetries": symmetries})
 
 
 def _preprocessing(config: RunConfig, card: Card) -> ImageSettings | None:

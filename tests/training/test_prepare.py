@@ -47,3 +47,19 @@ def test_twins_and_foreign_networks_by_configuration():
     assert foreign.spec.path == "monai.networks.nets.DenseNet121"
     with pytest.raises(ConfigError, match=r"model\.block means nothing"):
         prepare(load_config("pneumoniamnist", [path, "model.block=full"]))
+
+
+@pytest.mark.parametrize(
+    "override", ["data.size=[8,8]", "data.window=[0,1]", "data.transforms=[{name: GaussianSmooth}]"]
+)
+def test_images_that_come_as_they_are_have_no_preprocessing(override):
+    key = override.split("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{key} is for indexed folders, but the images of pneumoniamnist come as"):
+        prepare(load_config("pneumoniamnist", [override]))
+
+
+def test_views_of_pictures_may_be_monais():
+    given = ["augment.transforms=[{name: RandAffine, prob: 0.5, rotate_range: 0.1}]"]
+    prepare(load_config("pneumoniamnist", given))
+    with pytest.raises(ConfigError, match="RandAffine takes no argument 'rotat_range'; did you mean 'rotate_range'"):
+        prepare(load_config("pneumoniamnist", [given[0].replace("rotate_r", "rotat_r")]))
