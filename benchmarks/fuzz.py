@@ -59,7 +59,7 @@ def judge(path: Path) -> str:
 
 def _sources(path: Path, header: Header) -> Sequence[Source]:
     if header.format != "dicom":
-        return [Source(header.format, (path.name,), part) for part in range(len(header.members[:MOST_PARTS]) or 1)]
+        return [Source(header.format, (path.name,), part) for part in range(len(header.members[:MOST_PARTS]))]
     images, refused = assemble([(path.name, header)])
     if refused:
         raise refused[0][1]

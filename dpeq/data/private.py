@@ -93,7 +93,8 @@ def write_private_json(path: Path, body: Any) -> None:
 def write_private_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """CSV; what is not valid text in a file name is shown escaped rather than stopping the list."""
     with replacing(path, newline="", errors="backslashreplace") as stream:
-        table = csv.writer(stream, lineterminator="\n")
+        # RFC 4180; with less at the end of lines, csv leaves a carriage return in a file name unquoted.
+        table = csv.writer(stream, lineterminator="\r\n")
         table.writerow(columns)
         table.writerows(rows)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from broken.write import begin
+
 ACCEPTED = ""
 """In place of a reason: this file must come in."""
 
@@ -39,7 +41,12 @@ def broken(reason: str | Mapping[str, str], indexed: str | Mapping[str, str] | N
     def register(make: Make) -> Make:
         assert make.__name__ not in CASES
         reasons, later = ({"*": r} if isinstance(r, str) else r for r in (reason, indexed or reason))
-        CASES[make.__name__] = Case(make.__name__, make, reasons, later)
+
+        def begun(folder: Path) -> None:
+            begin(make.__name__)
+            make(folder)
+
+        CASES[make.__name__] = Case(make.__name__, begun, reasons, later)
         return make
 
     return register

@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 
 from broken.case import ACCEPTED, broken
-from broken.write import CT, PIXELS, compressed, dataset, dicom, element, inserted
+from broken.write import CT, PIXELS, compressed, dataset, dicom, element, inserted, series, study
 
 CUT_HEADER = "not an image (no pixels)"
 
@@ -141,7 +141,7 @@ def large_size_in_codestream_and_header(folder: Path) -> None:
 @broken("pixels that cannot be decoded")
 def a_codestream_of_noise(folder: Path) -> None:
     for name, syntax in (("j2k", JPEG2000Lossless), ("jls", JPEGLSLossless)):
-        compressed(folder / name, bytes(range(256)), syntax, StudyInstanceUID=f"2.25.{ord(name[-1])}")
+        compressed(folder / name, bytes(range(256)), syntax, StudyInstanceUID=study(7 + ord(name[1])))
 
 
 @broken("pixels that cannot be decoded")
@@ -304,23 +304,25 @@ def positions_of_two_numbers_or_none(folder: Path) -> None:
 
 @broken("an orientation that is no pair of perpendicular unit vectors")
 def orientation_of_no_directions(folder: Path) -> None:
-    dicom(folder / "a.dcm", ImageOrientationPatient=[1, 0, 0, 1, 0, 0], StudyInstanceUID="2.25.3")
-    dicom(folder / "b.dcm", ImageOrientationPatient=[0, 0, 0, 0, 0, 0], StudyInstanceUID="2.25.4")
-    dicom(folder / "c.dcm", ImageOrientationPatient=[2, 0, 0, 0, 2, 0], StudyInstanceUID="2.25.5")
+    dicom(folder / "a.dcm", ImageOrientationPatient=[1, 0, 0, 1, 0, 0], StudyInstanceUID=study(3))
+    dicom(folder / "b.dcm", ImageOrientationPatient=[0, 0, 0, 0, 0, 0], StudyInstanceUID=study(4))
+    dicom(folder / "c.dcm", ImageOrientationPatient=[2, 0, 0, 0, 2, 0], StudyInstanceUID=study(5))
 
 
 @broken(ACCEPTED)
-def odd_text_in_a_whole_file(folder: Path) -> None:
+def odd_text_in_whole_files(folder: Path) -> None:
     """Unknown character sets and names that are no text concern no voxel."""
-    path = dicom(folder / "a.dcm", SpecificCharacterSet="ISO_IR 4444", PatientName="Doe^Jane^^^")
-    path.write_bytes(path.read_bytes().replace(b"Doe^Jane^^^", b"\xff\xfe\0\x80^\xc3\x28=\\=="))
+    series(folder, SpecificCharacterSet="ISO_IR 4444", PatientName="Doe^Jane^^^")
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"Doe^Jane^^^", b"\xff\xfe\0\x80^\xc3\x28=\\=="))
 
 
 @broken(ACCEPTED)
 def without_preamble(folder: Path) -> None:
-    path = dicom(folder / "a.dcm")
-    content = path.read_bytes()
-    path.write_bytes(content[content.index(b"\x08\0\x16\0UI") :])
+    series(folder)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content[content.index(b"\x08\0\x16\0UI") :])
 
 
 @broken("a gzip file that holds no NIfTI image")

@@ -89,7 +89,7 @@ def pictures_of_odd_kinds(folder: Path) -> None:
 
 @broken("a picture with transparency")
 def transparent_png(folder: Path) -> None:
-    (folder / "a.png").write_bytes(content("PNG", Image.new("RGBA", (8, 8), (1, 2, 3, 4))))
+    (folder / "a.png").write_bytes(content("PNG", Image.new("LA", (8, 8), (1, 2))))
     (folder / "b.png").write_bytes(content("PNG", Image.new("P", (8, 8)), transparency=0))
 
 

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 from broken.case import ACCEPTED, broken
-from broken.write import dicom
+from broken.write import series
 
 NO_FILE = "no file (a pipe, a socket or a device)"
 
@@ -51,7 +51,8 @@ def links_to_folders(folder: Path) -> None:
 
 @broken({"link": "a copy of another file", "*": ACCEPTED})
 def a_link_to_a_file_of_the_tree(folder: Path) -> None:
-    (folder / "link").symlink_to(dicom(folder / "a.dcm"))
+    series(folder)
+    (folder / "link").symlink_to("2.dcm")
 
 
 @broken("not an image (text)")
@@ -67,8 +68,9 @@ def names_that_break_things(folder: Path) -> None:
 
 @broken(ACCEPTED)
 def images_under_names_that_break_things(folder: Path) -> None:
+    series(folder, len(NAMES))
     for number, name in enumerate(NAMES):
-        dicom(folder / "whole", StudyInstanceUID=f"2.25.{number}").rename(folder / os.fsdecode(name))
+        (folder / f"{number}.dcm").rename(folder / os.fsdecode(name))
 
 
 NAMES = [

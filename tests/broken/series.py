@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from broken.case import ACCEPTED, broken
-from broken.write import PIXELS, dicom
+from broken.write import PIXELS, dicom, study
 from broken.write import series as write
 
 
@@ -40,7 +40,7 @@ def a_slice_of_another_patient(folder: Path) -> None:
 
 @broken({"2.dcm": ACCEPTED, "*": "missing slices"})
 def a_slice_of_another_series(folder: Path) -> None:
-    write(folder, change={2: {"SeriesInstanceUID": "2.25.99"}})
+    write(folder, change={2: {"SeriesInstanceUID": study(2)}})
 
 
 @broken("slices shifted against each other (gantry tilt)")

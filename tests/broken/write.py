@@ -6,6 +6,7 @@ import io
 import logging
 import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,6 @@ _DEFAULTS: dict[str, object] = {
     "SOPClassUID": MR,
     "PatientID": "P1",
     "PatientName": "Doe^Jane",
-    "StudyInstanceUID": "2.25.1",
-    "SeriesInstanceUID": "2.25.2",
     "Modality": "MR",
     "ImageOrientationPatient": [1.0, 0, 0, 0, 1, 0],
     "ImagePositionPatient": [0.0, 0, 0],
@@ -34,6 +33,19 @@ _DEFAULTS: dict[str, object] = {
     "PhotometricInterpretation": "MONOCHROME2",
     "PixelRepresentation": 0,
 }
+
+
+_study = ["2.25.1"]
+
+
+def begin(name: str) -> None:
+    """What is written from now on is of a study of its own, so that many kinds can lie in one archive."""
+    _study[0] = f"2.25.{zlib.crc32(name.encode())}"
+
+
+def study(number: int = 0) -> str:
+    """UID of a study, other ones for other numbers."""
+    return f"{_study[0]}.{number}" if number else _study[0]
 
 
 def dataset(pixels: np.ndarray = PIXELS, **elements: object) -> Dataset:
@@ -47,9 +59,10 @@ def dataset(pixels: np.ndarray = PIXELS, **elements: object) -> Dataset:
         "HighBit": bits - 1,
         "PixelData": pixels.tobytes(),
     }
+    ids = {"StudyInstanceUID": study(), "SeriesInstanceUID": f"{study()}.99"}
     data = Dataset()
     with loose():
-        for keyword, value in {**_DEFAULTS, **sizes, **elements}.items():
+        for keyword, value in {**_DEFAULTS, **ids, **sizes, **elements}.items():
             if value is not None:
                 setattr(data, keyword, value)
     return data

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import JpegImagePlugin, PngImagePlugin
 
 from dpeq.data.readers.sniff import open_regular
-from dpeq.data.readers.source import Header, Refused, Volume
+from dpeq.data.readers.source import Header, Member, Refused, Volume
 
 __all__ = ["read_picture", "read_picture_header"]
 
@@ -69,7 +69,7 @@ def read_picture_header(path: Path) -> Header:
         Refused: when it is broken, cut off, or of a kind that is not read exactly.
     """
     with open_regular(path) as stream:
-        return Header("picture", _layout(stream).shape)
+        return Header("picture", _layout(stream).shape, members=(Member(),))
 
 
 def read_picture(path: Path) -> Volume:

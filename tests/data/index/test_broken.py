@@ -7,6 +7,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom.data
@@ -39,14 +40,15 @@ def entries(root: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """All kinds, a folder each, beside whole series of three patients, who have labels, and pydicom's odd files."""
+    """All kinds, a folder each, as one patient's, beside whole series of three patients and pydicom's odd files."""
     place = tmp_path_factory.mktemp("broken")
     for name, case in CASES.items():
-        (place / "archive" / name).mkdir(parents=True)
-        case.make(place / "archive" / name)
+        (place / "archive" / "P1" / name).mkdir(parents=True)
+        case.make(place / "archive" / "P1" / name)
     for patient in PATIENTS:
-        begin(f"whole {patient}")
-        series(place / "archive" / f"whole {patient}", PatientID=patient)
+        for slices in (5, 1):
+            begin(f"whole {patient} {slices}")
+            series(place / "archive" / patient / f"whole {slices}", slices, PatientID=patient)
     (place / "archive" / "pydicom").mkdir()
     for path in PYDICOM.rglob("*"):
         if path.is_file():
@@ -55,42 +57,60 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
+@dataclass(frozen=True)
+class Run:
+    """What indexing counted, and what became of each file by the manifest and the list of rejects."""
+
+    summary: IndexSummary
+    fates: dict[str, str]
+
+
 @pytest.fixture(scope="module")
-def indexed(place) -> IndexSummary:
-    return index_folder(
-        place / "archive", place / "labels.csv", place / "manifest.json", classes=("0", "1"), modality="MR", channels=1
+def runs(place) -> dict[str, Run]:
+    """An archive gives volumes or flat images, and the voxels of those alone are read; by the reason of the others."""
+    return {
+        "a single slice among volumes": run(place, "volumes", flat=False),
+        "a volume among single slices": run(place, "flat", flat=True),
+    }
+
+
+def run(place: Path, name: str, flat: bool) -> Run:
+    out = place / name / "manifest.json"
+    labels, layout = place / "labels.csv", "{patient}/**/*"
+    summary = index_folder(
+        place / "archive", labels, out, classes=("0", "1"), modality="MR", channels=1, layout=layout, flat=flat
     )
-
-
-@pytest.fixture(scope="module")
-def fates(place, indexed) -> dict[str, str]:
-    """What became of each file, from the manifest and the list of rejects."""
-    with rejects_path(place / "manifest.json").open(newline="", encoding="utf-8") as handle:
+    with rejects_path(out).open(newline="", encoding="utf-8") as handle:
         fates = {path: reason for path, reason, _ in list(csv.reader(handle))[1:]}
-    accepted = {shown(file) for record in indexed.manifest.records for file in record.files}
+    accepted = {shown(file) for record in summary.manifest.records for file in record.files}
     assert not accepted & set(fates)
-    return {**fates, **dict.fromkeys(accepted, ACCEPTED)}
+    return Run(summary, {**fates, **dict.fromkeys(accepted, ACCEPTED)})
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_each_gets_its_reason(name, place, fates):
-    case = CASES[name]
-    folder = place / "archive" / name
-    files = entries(folder)
+def test_each_gets_its_reason(name, place, runs):
+    files = entries(place / "archive" / "P1" / name)
     assert files
-    expected = {file: case.reason(file, indexed=True) for file in files}
-    assert {file: fates[f"{name}/{file}"] for file in files} == expected
+    for file in files:
+        expected = CASES[name].reason(file, indexed=True)
+        found = [(run.fates[f"P1/{name}/{file}"], other) for other, run in runs.items()]
+        assert expected in [fate for fate, _ in found]
+        assert all(fate in (expected, other) for fate, other in found)
 
 
-def test_nothing_is_lost(place, indexed, fates):
+def test_nothing_is_lost(place, runs):
     files = entries(place / "archive")
-    assert set(fates) == files
-    assert indexed.files_seen == len(files) == indexed.files_accepted + indexed.files_rejected
-    assert indexed.files_accepted == sum(fate == ACCEPTED for fate in fates.values())
+    for run in runs.values():
+        assert set(run.fates) == files
+        assert run.summary.files_seen == len(files) == run.summary.files_accepted + run.summary.files_rejected
+        assert run.summary.files_accepted == sum(fate == ACCEPTED for fate in run.fates.values())
 
 
-def test_whole_series_beside_them_come_in(fates):
-    assert [fates[f"whole {patient}/{k}.dcm"] for patient in PATIENTS for k in range(5)] == [ACCEPTED] * 15
+def test_whole_series_beside_them_come_in(runs):
+    volumes, flat = runs.values()
+    for patient in PATIENTS:
+        assert [volumes.fates[f"{patient}/whole 5/{k}.dcm"] for k in range(5)] == [ACCEPTED] * 5
+        assert flat.fates[f"{patient}/whole 1/0.dcm"] == ACCEPTED
 
 
 def without_power() -> None:
@@ -103,6 +123,7 @@ def without_power() -> None:
 
 CODE = """
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from dpeq.data.index import index_folder
 
