@@ -7,61 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom.config import disable_value_validation
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian
+from archives import write_slice
+from pydicom.dataset import Dataset
+from pydicom.uid import EnhancedMRImageStorage
 
 WriteSeries = Callable[..., list[Path]]
 WriteSlice = Callable[..., Path]
-
-
-def write_slice(path: Path, pixels: np.ndarray, syntax: str = ExplicitVRLittleEndian, **elements: object) -> Path:
-    """One CT slice of ``pixels``; ``elements`` override or, with None, leave out header entries.
-
-    ``pixels`` are ``[rows, columns]`` or, in colour, ``[rows, columns, 3]``; their bytes are written as they are, so
-    for another ``syntax`` the caller passes ``PixelData``.
-    """
-    data = Dataset()
-    bits = 8 * pixels.itemsize
-    defaults: dict[str, object] = {
-        "SOPClassUID": CTImageStorage,
-        "SOPInstanceUID": f"2.25.{abs(hash(str(path))) % 10**12}",
-        "PatientID": "P1",
-        "PatientName": "Doe^Jane",
-        "PatientBirthDate": "19700101",
-        "StudyInstanceUID": "2.25.1",
-        "SeriesInstanceUID": "2.25.2",
-        "Modality": "CT",
-        "ImageOrientationPatient": [1.0, 0, 0, 0, 1, 0],
-        "ImagePositionPatient": [0.0, 0, 0],
-        "PixelSpacing": [2.0, 3.0],
-        "Rows": pixels.shape[0],
-        "Columns": pixels.shape[1],
-        "SamplesPerPixel": 1 if pixels.ndim == 2 else 3,
-        "PhotometricInterpretation": "MONOCHROME2" if pixels.ndim == 2 else "RGB",
-        "PlanarConfiguration": None if pixels.ndim == 2 else 0,
-        "BitsAllocated": bits,
-        "BitsStored": bits,
-        "HighBit": bits - 1,
-        "PixelRepresentation": int(pixels.dtype.kind == "i"),
-        "RescaleSlope": 1.0,
-        "RescaleIntercept": -1024.0,
-        "PixelData": pixels.tobytes(),
-    }
-    with disable_value_validation():  # tests write values that no file should have
-        for keyword, value in {**defaults, **elements}.items():
-            if value is not None:
-                setattr(data, keyword, value)
-    data.file_meta = FileMetaDataset()
-    data.file_meta.MediaStorageSOPClassUID = str(elements.get("SOPClassUID") or CTImageStorage)
-    data.file_meta.MediaStorageSOPInstanceUID = str(defaults["SOPInstanceUID"])
-    data.file_meta.TransferSyntaxUID = UID(syntax)
-    if data.file_meta.TransferSyntaxUID.is_encapsulated:
-        data["PixelData"].VR = "OB"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with disable_value_validation():
-        data.save_as(path, enforce_file_format=True)
-    return path
 
 
 @pytest.fixture

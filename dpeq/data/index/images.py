@@ -10,11 +10,12 @@ from dpeq.data.index.layout import Layout
 from dpeq.data.index.scan import Scan
 from dpeq.data.manifest import SPLITS
 from dpeq.data.readers.dicom_series import assemble
-from dpeq.data.readers.source import Header, Refused, Source
+from dpeq.data.readers.source import Header, Member, Refused, Source
 from dpeq.errors import DataError
 
 __all__ = ["Gathering", "Image", "Mask"]
 
+_ONE = (Member(),)  # of a format whose files are one image each
 _NO_PATIENT = "no patient is known for it; give --layout, or a table with path and patient_id"
 
 
@@ -126,7 +127,7 @@ class Gathering:
             return
         good: list[Image] = []
         bad: list[tuple[Image, Refused]] = []
-        for part, member in enumerate(header.members):
+        for part, member in enumerate(header.members or _ONE):
             image = Image(
                 Source(header.format, (path,), part),
                 header.shape,
@@ -141,7 +142,7 @@ class Gathering:
             else:
                 bad.append((image, refused))
         if not good:
-            self.scan.reject([path], bad[0][1] if bad else Refused("a file without images"))
+            self.scan.reject([path], bad[0][1])
             return
         self.left_out += len(bad)
         for image, why in bad:
@@ -150,7 +151,7 @@ class Gathering:
 
     def _take_mask(self, path: str, header: Header) -> None:
         assert self.masks is not None
-        if len(header.members) != 1:
+        if len(header.members or _ONE) != 1:
             raise Refused("a mask of several images in one file")
         values = self.masks.match(path)
         assert values is not None
