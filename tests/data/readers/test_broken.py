@@ -37,7 +37,8 @@ def judged(root: Path) -> dict[str, str]:
             if header.format == "dicom":
                 series[header.patient, header.study, header.series].append((file, header))
             else:
-                sources.extend(Source(header.format, (file,), part) for part in range(len(header.members) if header.format != "dicom" else 1))
+                assert header.members
+                sources.extend(Source(header.format, (file,), part) for part in range(len(header.members)))
     for slices in series.values():
         images, refusals = dicom_series.assemble(slices)
         sources.extend(images)
