@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import gdcm
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
@@ -31,17 +32,23 @@ LIMIT = 1 << 31
 """Bytes of decoded pixels that one file may have; one frame may have an eighth of them."""
 
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DEFLATED}
-_JPEG, _JPEG_2000 = "1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.4."
+_JPEG = "1.2.840.10008.1.2.4."
 # Chosen here and not by pydicom, which takes whichever is installed, so that voxels do not depend on that.
 _PLUGINS = {
     "1.2.840.10008.1.2.5": "pydicom",
     **{_JPEG + end: "gdcm" for end in ("50", "51", "57", "70")},
     **{_JPEG + end: "pyjpegls" for end in ("80", "81")},
-    **{_JPEG_2000 + end: "pylibjpeg" for end in ("90", "91", "201", "202", "203")},
+    **{_JPEG + end: "pylibjpeg" for end in ("90", "91", "201", "202", "203")},
 }
 _GREY = {"MONOCHROME1", "MONOCHROME2"}
-_COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
+_COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422"}
+_COLOUR_2000 = {*_COLOUR, "YBR_ICT", "YBR_RCT"}  # the transforms within JPEG 2000, which its decoder undoes
 _QUANTITIES = {"CT", "PT", "NM"}
+
+# gdcm's warnings go to the error stream and quote header values.
+gdcm.Trace.WarningOff()
+gdcm.Trace.ErrorOff()
+gdcm.Trace.DebugOff()
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,8 @@ def layout_of(opened: DicomFile, frames: int = 1) -> Layout:
     bits = integer(data, "BitsAllocated")
     if photometric == "PALETTE COLOR":
         raise Refused("palette colours, which are not read")
-    if photometric not in (_GREY if samples == 1 else _COLOUR):
+    colours = _COLOUR_2000 if _PLUGINS.get(opened.syntax) == "pylibjpeg" else _COLOUR
+    if photometric not in (_GREY if samples == 1 else colours):
         raise Refused("a photometric interpretation that is not read", f"{samples} {photometric}")
     if bits == 1:
         raise Refused("pixels of a single bit")

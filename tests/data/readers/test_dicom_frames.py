@@ -150,6 +150,28 @@ def test_compressed_frames(write_frames, fragments):
         read(path)
 
 
+def test_an_offset_table_that_contradicts_the_fragments_is_refused(write_frames):
+    pixels = np.random.default_rng(2).integers(0, 4000, (3, 40, 36)).astype("<u2")
+    groups = [group(4 * k) for k in range(3)]
+    data = pydicom.dcmread(write_frames(pixels, groups))
+    data.compress(uid.JPEGLSLossless, pixels)
+    stored = data.PixelData
+    assert stored[4] == 12  # three offsets
+    swapped = stored[:8] + stored[8:12] + stored[16:20] + stored[12:16] + stored[20:]
+    for table, refused in ((stored, False), (swapped, True)):
+        path = write_frames(pixels, groups, syntax=uid.JPEGLSLossless, PixelData=table)
+        if refused:
+            with pytest.raises(Refused, match="compressed frames that cannot be told apart"):
+                read(path)
+        else:
+            np.testing.assert_array_equal(read(path).voxels[0], pixels.transpose(2, 1, 0))
+
+
+def test_more_frames_than_a_file_may_have_are_refused_by_their_header(write_frames):
+    path = write_frames(PIXELS, [group(4 * k) for k in range(6)], NumberOfFrames=17, Rows=8000, Columns=8000)
+    assert refusal(path) == "more pixels than one file may have"
+
+
 def test_of_a_long_file_only_the_frames_that_are_asked_for_are_read(write_frames, monkeypatch):
     groups = [group(4 * (k // 2), FrameContentSequence={"TemporalPositionIndex": 1 + k % 2}) for k in range(6)]
     path = write_frames(PIXELS, groups)

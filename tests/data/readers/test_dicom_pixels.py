@@ -132,6 +132,7 @@ class TestColours:
             ({"SamplesPerPixel": 1, "PhotometricInterpretation": "PALETTE COLOR"}, "palette colours"),
             ({"PhotometricInterpretation": "YBR_PARTIAL_420"}, "a photometric interpretation"),
             ({"PhotometricInterpretation": "MONOCHROME2"}, "a photometric interpretation"),
+            ({"PhotometricInterpretation": "YBR_RCT"}, "a photometric interpretation"),
             ({"PhotometricInterpretation": None}, "a photometric interpretation"),
             ({"BitsStored": 7, "HighBit": 6}, "a depth"),
             ({"PixelRepresentation": 1}, "a depth"),
@@ -153,6 +154,14 @@ def test_both_byte_orders_and_implicit_vr_and_deflated_agree(write_slice):
     ):
         path = write_slice(GREY, syntax.replace(".", "_"), syntax=syntax, PixelData=stored.tobytes(), **MR)
         np.testing.assert_array_equal(values(path), GREY, err_msg=syntax.name)
+
+
+def test_bytes_in_big_endian_words(write_slice):
+    """PS3.5 8.1.1: an OW of 8-bit pixels is swapped in pairs, the pad byte with the last one."""
+    pixels = RNG.integers(0, 256, (3, 3)).astype("u1")
+    swapped = np.append(pixels, 0).astype("u1").view("<u2").astype(">u2").tobytes()
+    path = write_slice(pixels, syntax=uid.ExplicitVRBigEndian, PixelData=swapped, **MR)
+    np.testing.assert_array_equal(values(path), pixels)
 
 
 @pytest.mark.parametrize("order", ["implicit", "explicit", "big"])
@@ -299,7 +308,8 @@ def test_a_codestream_that_is_cut_anywhere_is_refused(write_slice, syntax):
     else:
         data.compress(syntax, pixels, generate_instance_uid=False)
         stream = next(pydicom.encaps.generate_frames(data.PixelData, number_of_frames=1)).rstrip(b"\0")
-    for length in [*range(2, len(stream) - 24, 29), len(stream) - 24]:
+    last = 24 if syntax == uid.RLELossless else 1
+    for length in [*range(2, len(stream) - 24, 29), len(stream) - 24, len(stream) - last]:
         cut = write_slice(pixels, syntax=syntax, PixelData=encapsulate([stream[:length]]), **MR)
         refusal(cut)
 

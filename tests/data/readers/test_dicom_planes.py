@@ -130,6 +130,8 @@ def test_without_a_key_instance_numbers_tell_volumes_apart():
         groups, reasons = volumes(several(["", ""], number=number))
         assert groups == [[0, 2, 4, 6], [1, 3, 5, 7]]
         assert not reasons
+    mixed = [plane(4 * k, 10 * v + k) for k in range(4) for v in ((0, 1) if k % 2 else (1, 0))]
+    assert volumes(mixed)[0] == [[1, 2, 5, 6], [0, 3, 4, 7]]
 
 
 def test_a_key_that_changes_from_slice_to_slice_splits_nothing():
