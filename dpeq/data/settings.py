@@ -102,18 +102,17 @@ class ExtraTransform(BaseModel):
     @model_validator(mode="after")
     def _arguments_are_plain(self) -> ExtraTransform:
         for argument, value in self.arguments.items():
-            if not _plain(value):
+            if argument.startswith("_") or not _plain(value):
                 raise PydanticCustomError(
-                    "plain", "The argument {argument} of {name} is no plain number, text or list", self._names(argument)
+                    "plain",
+                    "The argument {argument} of {name} is no plain number, text or list with a plain name",
+                    {"argument": argument, "name": self.name},
                 )
         return self
 
     @property
     def arguments(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
-
-    def _names(self, argument: str) -> dict[str, Any]:
-        return {"argument": argument, "name": self.name}
 
 
 class ImageSettings(BaseModel):
@@ -254,7 +253,8 @@ def _plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_plain(v) for v in value)
     if isinstance(value, Mapping):
-        return all(isinstance(k, str) and _plain(v) for k, v in value.items())
+        # Names with an underscore would mean something in the configuration of an exported bundle, such as _target_.
+        return all(isinstance(k, str) and not k.startswith("_") and _plain(v) for k, v in value.items())
     if isinstance(value, float):
         return value - value == 0  # finite: settings are written as JSON
     return value is None or isinstance(value, (bool, int, str))

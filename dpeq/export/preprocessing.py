@@ -5,7 +5,7 @@ The transforms are those of :mod:`dpeq.data` (its tests compare the two), read f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +42,15 @@ class Preprocessing:
 def indexed(settings: ImageSettings, channels: int = 1) -> Preprocessing:
     """That of :class:`dpeq.data.transforms.ImageTransform`.
 
-    Where MONAI's readers cannot see what it needs (a mask beside the image; the pixel spacing of a flat image), files
-    hold the network's input itself and the steps say how it was made.
+    Where MONAI's readers cannot see what it needs (a mask beside the image; the pixel spacing of a flat image), or a
+    text would be evaluated in a bundle that is plain text here, files hold the network's input itself and the steps say
+    how it was made.
     """
     flat = len(settings.size) == 2
     steps = tuple(_steps(settings, flat))
     value_range = () if settings.transforms else (-1.0, 1.0)
-    if settings.foreground == "mask" or (flat and settings.spacing is not None):
+    unsaid = any(_has_marks(extra.arguments) for extra in settings.transforms)
+    if settings.foreground == "mask" or (flat and settings.spacing is not None) or unsaid:
         ready = arrays(settings.shape(channels))
         return Preprocessing(f"{ready.reads}, made as follows", steps, ready.transforms, value_range)
     if flat:
@@ -62,7 +64,10 @@ def indexed(settings: ImageSettings, channels: int = 1) -> Preprocessing:
     transforms += _values_and_size(settings, flat)
     if settings.view != "3d" and not flat:
         transforms += _slices(settings.slices or 1)
-    transforms += [{"_target_": extra.name, **extra.arguments} for extra in settings.transforms]
+    # As they were trained with: MONAI's versions for dictionaries take other arguments and have other defaults.
+    transforms += [
+        {"_target_": "Lambda", "func": {"_target_": extra.name, **extra.arguments}} for extra in settings.transforms
+    ]
     return Preprocessing(reads, steps, (*map(_keyed, transforms), _plain_tensor()), value_range)
 
 
@@ -178,6 +183,15 @@ def _slices(slices: int) -> list[dict[str, Any]]:
         {"_target_": "Lambda", "func": neighbours},
         {"_target_": "SplitDim", "dim": 0, "keepdim": False, "list_output": True, "update_meta": False},
     ]
+
+
+def _has_marks(value: Any) -> bool:
+    """Whether a text holds what a bundle would evaluate: ``$`` expressions, ``@`` and ``%`` references."""
+    if isinstance(value, str):
+        return any(mark in value for mark in "$@%")
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_marks, value))
+    return isinstance(value, Mapping) and any(map(_has_marks, [*value, *value.values()]))
 
 
 def _keyed(transform: dict[str, Any]) -> dict[str, Any]:

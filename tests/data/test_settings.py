@@ -77,6 +77,8 @@ def test_changes_replace_what_they_contradict():
         ({"transforms": [{"name": "a.b"}]}, "pattern"),
         ({"transforms": [{"name": "A", "f": print}]}, "argument f of A is no plain"),
         ({"transforms": [{"name": "A", "f": [float("nan")]}]}, "argument f of A is no plain"),
+        ({"transforms": [{"name": "A", "_target_": "os.abort"}]}, "argument _target_ of A is no plain"),
+        ({"transforms": [{"name": "A", "f": [{"_target_": "os.abort"}]}]}, "argument f of A is no plain"),
         ({"colour": 1}, "Extra inputs"),
     ],
 )

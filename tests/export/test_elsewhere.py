@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -17,7 +18,9 @@ from dpeq.data.readers.read import read
 from dpeq.data.readers.source import Volume
 from dpeq.data.settings import ImageSettings
 from dpeq.data.transforms import ImageTransform
-from dpeq.export import load_trained
+from dpeq.export import Description, export_model, indexed, load_trained
+from dpeq.export.statement import no_statement
+from dpeq.models.registry import ModelChoice, build_model, resolve_spec
 from dpeq.resources import asset, load_module
 
 PRELUDE = """
@@ -126,9 +129,7 @@ def test_the_bundle_runs_on_pictures_and_arrays(exported_2d, private_run, tmp_pa
 def test_the_bundle_runs_on_nifti_and_dicom(exported_3d, open_run, tmp_path):
     bundle = tmp_path / "volume-bundle"
     shutil.copytree(exported_3d["monai"].path, bundle)
-    transform = ImageTransform(
-        ImageSettings(preset="ct", spacing=(20, 20, 20), size=(16, 12, 8), window=(-1000, 400))
-    )
+    transform = ImageTransform(ImageSettings(preset="ct", spacing=(20, 20, 20), size=(16, 12, 8), window=(-1000, 400)))
     # Axes swapped and turned, unequal spacing: orientation and resampling must both happen.
     voxels = np.random.default_rng(0).normal(-300, 400, size=(40, 37, 21)).astype(np.float32)
     affine = np.array([[0, -5.5, 0, 3], [-6.1, 0, 0, 9], [0, 0, 9, -4], [0, 0, 0, 1.0]])
@@ -147,6 +148,27 @@ def test_the_bundle_runs_on_nifti_and_dicom(exported_3d, open_run, tmp_path):
             shutil.copy(index.root / file, series)
         expected.append(transform(read(index.root, record.source)))
     check_bundle(bundle, load_trained(open_run).model, torch.cat(expected), tmp_path)
+
+
+def test_the_bundle_tells_of_every_slice_of_a_volume(tmp_path):
+    settings = ImageSettings(preset="mr", view="2.5d", size=(12, 12, 5), transforms=[{"name": "GaussianSmooth"}])
+    choice = ModelChoice("eqresnet9-small", group="C4", fields=(1, 1, 2), norm_groups=(1, 1, 1))
+    model = build_model(resolve_spec(choice, (3, 12, 12), 2), 3, 2, seed=0).eval()
+    privacy = {"label": "not stated", "statement": "Nothing is known of its training."}
+    description = Description("slices", ("no", "yes"), indexed(settings), {**no_statement(), **privacy})
+    bundle = export_model(model, (3, 12, 12), tmp_path / "out", ["monai"], description)[0].path
+    bundle = shutil.copytree(bundle, tmp_path / "slices-bundle")
+    (bundle / "input").mkdir()
+    expected = []
+    for number in range(2):
+        voxels = np.random.default_rng(number).gamma(2, 100 * (1 + number), (14, 11, 6)).astype(np.float32)
+        affine = np.array([[0, -2.5, 0, 3], [-2.5, 0, 0, 9], [0, 0, 4, -4], [0, 0, 0, 1.0]])
+        nibabel.save(nibabel.Nifti1Image(voxels, affine), bundle / "input" / f"{number}.nii.gz")
+        expected.append(ImageTransform(settings)(Volume(voxels[None], affine, "placed")))
+    check_bundle(bundle, model, torch.cat(expected), tmp_path)
+    predictions = json.loads((bundle / "output" / "predictions.json").read_text())
+    files = [Path(prediction["image"]).name for prediction in predictions]
+    assert files == ["0.nii.gz"] * 5 + ["1.nii.gz"] * 5
 
 
 def check_bundle(bundle, model, images, folder) -> None:
