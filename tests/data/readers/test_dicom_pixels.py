@@ -161,6 +161,7 @@ def test_bytes_in_big_endian_words(write_slice):
     pixels = RNG.integers(0, 256, (3, 3)).astype("u1")
     swapped = np.append(pixels, 0).astype("u1").view("<u2").astype(">u2").tobytes()
     path = write_slice(pixels, syntax=uid.ExplicitVRBigEndian, PixelData=swapped, **MR)
+    path.write_bytes(path.read_bytes().replace(b"\x7f\xe0\x00\x10OB", b"\x7f\xe0\x00\x10OW"))
     np.testing.assert_array_equal(values(path), pixels)
 
 
