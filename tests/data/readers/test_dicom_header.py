@@ -171,6 +171,16 @@ def test_values_never_reach_warnings_logs_or_reasons(write_slice, caplog):
     assert error.reason == "a header value that is missing or no number"
     assert "SECRET" in error.detail  # which goes to the private list alone
     assert not caught
+    charset = write_slice(GREY, "charset", SpecificCharacterSet="ISO_IR 100")
+    charset.write_bytes(charset.read_bytes().replace(b"ISO_IR 100", b"SECRET SET"))
+    with pytest.warns(UserWarning, match="SECRET SET"):
+        pydicom.dcmread(charset)  # as it would be
+    assert caplog.records
+    caplog.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read_header(charset)
+    assert not caught
     assert not caplog.records
 
 
