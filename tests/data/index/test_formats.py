@@ -88,6 +88,19 @@ def test_a_table_that_contradicts_a_header_is_not_believed(tmp_path, write_serie
     assert set(rejects(out).values()) == {"its header and its path name different patients"}
 
 
+def test_a_series_whose_files_lie_in_places_that_say_different_things_is_rejected(tmp_path, write_series, out):
+    for n, name in enumerate(NAMES):
+        write_series(f"a/{'ab'[n % 2]}/{name}", PatientID=name, SeriesInstanceUID=f"2.25.{n + 1}")
+    (tmp_path / "a" / "a" / "p0" / "IM00").rename(tmp_path / "a" / "b" / "IM00")
+    (tmp_path / "a" / "b" / "p1" / "IM00").rename(tmp_path / "a" / "elsewhere")
+    summary = run(tmp_path / "a", None, out, modality=None, layout="{label}/**/*")
+    assert summary.rejects == {
+        "a series whose paths say different things": 4,
+        # Without the file that does not fit, the series might still look whole.
+        "its path does not fit the layout": 4,
+    }
+
+
 def test_labels_and_splits_may_be_folders(tmp_path, out):
     for n, name in enumerate(NAMES):
         split = ("train", "val", "test")[n % 3]

@@ -126,9 +126,11 @@ def test_a_second_run_reads_what_changed(room):
 
 
 def test_a_file_that_changes_while_it_is_indexed_is_refused(room, monkeypatch):
-    """Between the walk and the reading of its voxels."""
+    """While its voxels are read, and between the walk and that."""
     (room / "fickle.py").write_text(
-        "import os\nfrom dpeq.data.readers import read as honest\nexamine = honest.examine\n"
+        "import os\nfrom dpeq.data.readers import read as honest\n"
+        "def examine(path):\n    header = honest.examine(path)\n"
+        "    if path.name == 'p8.nii': os.utime(path, ns=(1, 1))\n    return header\n"
         "def read(root, source):\n    volume = honest.read(root, source)\n"
         "    if source.files[0] == 'p7.nii': os.utime(root / 'p7.nii', ns=(1, 1))\n    return volume\n"
     )
@@ -136,6 +138,6 @@ def test_a_file_that_changes_while_it_is_indexed_is_refused(room, monkeypatch):
     monkeypatch.setattr(workers, "READER", "fickle")
     options = {"classes": ("a", "b"), "layout": "{patient}.nii", "modality": "MR"}
     summary = index_folder(room / "a", room / "l.csv", room / "m.json", **options)
-    assert summary.rejects == {"not an image (text)": 1, "changed while it was read": 1}
+    assert summary.rejects == {"not an image (text)": 1, "changed while it was read": 2}
     monkeypatch.setattr(workers, "READER", "dpeq.data.readers.read")
     assert index_folder(room / "a", room / "l.csv", room / "m.json", **options).rejects == {"not an image (text)": 1}
