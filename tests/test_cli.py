@@ -141,6 +141,22 @@ BAD_INPUT = {
     "no manifest": (["train", "demo", "data.manifest=no.json"], 3, "There is no manifest no.json"),
     "a data root with a colon": (["train", "recipe.yaml", "--data-root", "d: x"], 3, "There is no tiny.npz in d: x"),
     "no folder": (["index", "nowhere", "--labels", "x.csv"], 3, "There is no folder nowhere"),
+    "a layout with an unknown placeholder": (
+        ["index", "hospital/archive", "--layout", "{name}/*", "--labels", "hospital/labels.csv"],
+        2, "has the placeholder",
+    ),
+    "labels in two places": (
+        ["index", "hospital/archive", "--layout", "{label}/**", "--labels", "hospital/labels.csv"],
+        2, "both give the label",
+    ),
+    "no such column of labels": (
+        ["index", "hospital/archive", "--labels", "hospital/labels.csv", "--label-column", "x"],
+        3, "no column x",
+    ),
+    "none of the classes": (
+        ["index", "hospital/archive", "--labels", "hospital/labels.csv", "--label-column", "split"],
+        3, "or another column by --label-column",
+    ),
     "no run": (["report", "runs/none"], 3, "no run directory"),
 }  # fmt: skip
 

@@ -31,6 +31,8 @@ def of_one_kind(
     kept = list(images)
     others: list[tuple[Image, Refused]] = []
     if modality is not None:
+        spelt = {image.modality.casefold(): image.modality for image in kept}
+        modality = spelt.get(modality.casefold(), modality)
         kept, others = _part(kept, lambda i: i.modality in ("", modality), "another modality than the one asked for")
     found = Counter(image.modality for image in kept)
     if modality is None and kept:

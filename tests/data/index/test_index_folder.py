@@ -177,7 +177,7 @@ def test_modalities_are_not_mixed(archive, labels, write_series, tmp_path):
     write_series("archive/mr", slices=2, PatientID="P01", SeriesInstanceUID="2.25.8", Modality="MR")
     with pytest.raises(DataError, match="mixes the modalities CT: 21 images, MR: 1 image; choose one by --modality"):
         run(archive, labels, tmp_path)
-    summary = run(archive, labels, tmp_path, modality="CT")
+    summary = run(archive, labels, tmp_path, modality="ct")
     assert summary.rejects == {"another modality than the one asked for": 2}
     assert summary.manifest.modality == "CT"
 

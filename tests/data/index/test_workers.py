@@ -166,7 +166,8 @@ def test_nothing_is_left_behind_when_the_caller_stops_early(spiteful, tmp_path):
 def test_a_caller_without_a_guard_around_its_main_module_is_fine(tmp_path):
     """And a module in the folder one stands in is not imported by the processes."""
     write_png(tmp_path / "a" / "x.png")
-    (tmp_path / "a" / "numpy.py").write_text("raise SystemExit(9)", encoding="utf-8")
+    for name in ("json", "numpy"):
+        (tmp_path / "a" / f"{name}.py").write_text("raise SystemExit(9)", encoding="utf-8")
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\nfrom dpeq.data.index.workers import Workers\nprint('main')\n"
