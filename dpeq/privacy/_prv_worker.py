@@ -1,41 +1,46 @@
 """Numerical accountants in a process of their own: ``python -m dpeq.privacy._prv_worker ROLE``.
 
-An accountant may hang, warn, fail or (Opacus) import torch; in a process of its own a time-out really stops it, and the
-caller stays light. ROLE is ``prv`` (prv-accountant), ``opacus`` or ``pld`` (dp-accounting): one role per process, so
-that each imports its own library alone. Requests and answers are one JSON object per line:
-``{"op": name, "args": {...}}`` -> ``{"value": ...}`` or ``{"error": "sentence"}``. The process ends when its standard
-input does, so it cannot outlive its parent by more than one computation.
+An accountant may hang, warn, fail or import torch; in a process of its own a time-out really stops it, and the caller
+stays light. ROLE is ``pld`` (dp-accounting, see :mod:`dpeq.privacy._pld`), ``prv`` (prv-accountant), ``rdp`` (Opacus'
+Renyi analysis) or ``opacus`` (Opacus' PRV accountant, which imports torch): one role per process, so that each imports
+its own library alone. Requests and answers are one JSON object per line:
+``{"id": n, "op": name, "args": {...}}`` -> ``{"id": n, "value": ...}`` or ``{"id": n, "error": "sentence"}``. The
+process ends when its standard input does, so it cannot outlive its parent by more than one computation.
 
-Throughout: ``q`` sampling rate, ``sigma`` noise multiplier, ``steps`` numbers of compositions, add/remove one unit.
+Throughout: ``q`` sampling rate, ``sigma`` noise multiplier, ``steps`` numbers of compositions, add/remove one unit; a
+part is (q, sigma, steps).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
 import sys
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-# The privacy loss is discretised on at most this many points: keeps one answer below a few seconds and some 100 MiB.
+# The privacy loss is discretised on at most this many points: keeps one answer below a second and some 100 MiB.
 MAX_POINTS = 500_000
 # Both PRV implementations note that their domain rule is meant for errors well below 1.
 MAX_EPS_ERROR = 0.5
 # Opacus' log-binomials overflow beyond order 1029, so the largest Renyi order stays below it.
 ALPHAS: tuple[float, ...] = (
-    *(1.0 + x / 100 for x in range(1, 10)),
-    *(1.0 + x / 10 for x in range(1, 100)),
+    *(1.01, 1.02, 1.05, 1.08),
+    *(1.0 + x / 10 for x in range(1, 20)),
+    *(1.0 + x / 4 for x in range(8, 40)),
     *(float(x) for x in range(11, 64)),
     *(float(x) for x in (72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 896, 1024)),
 )
 
 Json = Any
-Profile = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+Part = tuple[float, float, int]
 
 
 def choose_eps_error(precision: float, scale: float, domain: float, steps: int, delta_error: float) -> float:
@@ -52,83 +57,112 @@ def choose_eps_error(precision: float, scale: float, domain: float, steps: int, 
     return float(error)
 
 
-def solve_sigma(epsilon: float, evaluate: Callable[[float], float]) -> float:
-    """A sigma at which ``evaluate`` (decreasing) is at most ``epsilon``, within 0.1 %, by bisection in log sigma."""
-    low, high = 1e-2, 1.0
-    while not evaluate(high) <= epsilon:
-        low, high = high, 2 * high
-        if high > 1e7:
-            raise ValueError(f"no noise multiplier below 1e7 reaches epsilon {epsilon}")
-    while high / low > 1.001:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if evaluate(middle) <= epsilon else (middle, high)
-    return high
-
-
 def prv(q: float, sigma: float, steps: list[int], max_steps: int, delta: float, precision: float) -> Json:
-    """prv-accountant: [lower, estimate, upper] after each of ``steps``; one grid, made for ``max_steps``, for all."""
-    from prv_accountant import PoissonSubsampledGaussianMechanism, PRVAccountant
-    from prv_accountant.accountant import compute_safe_domain_size
+    """prv-accountant: [lower, estimate, upper] after each of ``steps``; one grid, made for ``max_steps``, for all.
+
+    Its parts are put together here as its ``PRVAccountant`` does it, but for the mean of the privacy loss. That class
+    integrates a distribution function that rises within a sliver above ln(1 - q); for q a little above 0.095 the
+    quadrature steps over the sliver, the mean comes out too large, and the answer is either the error "Discrete mean
+    differs" or, where it stays below half a mesh, an interval that misses the truth.
+    """
+    from prv_accountant import PoissonSubsampledGaussianMechanism
+    from prv_accountant.composers import Heterogeneous
+    from prv_accountant.discretisers import CellCentred
+    from prv_accountant.domain import Domain
     from prv_accountant.other_accountants import RDP
+    from prv_accountant.privacy_random_variables import PrivacyRandomVariableTruncated
+
+    from dpeq.privacy._moments import loss_moments
+
+    class Truncated(PrivacyRandomVariableTruncated):  # type: ignore[misc]  # the library has no types
+        def mean(self) -> float:
+            return loss_moments(q, sigma)[0]
 
     loss = PoissonSubsampledGaussianMechanism(sampling_probability=q, noise_multiplier=sigma)
     delta_error = delta / 1000
-    scale = RDP(prvs=[loss]).compute_epsilon(delta, [max_steps])[2]
-    domain = float(compute_safe_domain_size([loss], [max_steps], 0.0, delta_error))
-    eps_error = choose_eps_error(precision, scale, domain, max_steps, delta_error)
-    accountant = PRVAccountant(loss, eps_error=eps_error, delta_error=delta_error, max_self_compositions=max_steps)
-    bounds = [[float(x) for x in accountant.compute_epsilon(delta, [n])] for n in steps]
-    return {"bounds": bounds, "eps_error": eps_error, "rdp": float(scale)}
+    renyi = RDP(prvs=[loss])
+    scale = float(renyi.compute_epsilon(delta, [max_steps])[2])
+    # Remark 5.6 of the paper, as in prv_accountant.accountant.compute_safe_domain_size.
+    whole = float(renyi.compute_epsilon(delta_error / 4, [max_steps])[2])
+    single = float(renyi.compute_epsilon(delta_error / 8 / max_steps, [1])[2])
+    eps_error = choose_eps_error(precision, scale, max(whole, single) + 3, max_steps, delta_error)
+    half = max(whole, single, eps_error) + 3
+    domain = Domain.create_aligned(-half, half, eps_error / math.sqrt(max_steps / 2 * math.log(12 / delta_error)))
+    discrete = CellCentred().discretise(Truncated(loss, domain.t_min(), domain.t_max()), domain)
+    composer = Heterogeneous([discrete])
+    bounds = []
+    for n in steps:
+        lower, estimate, upper = composer.compute_composition([n]).compute_epsilon(delta, delta_error, eps_error)
+        bounds.append([float(lower), float(estimate), float(upper)])
+    return {"bounds": bounds, "eps_error": eps_error, "rdp": scale}
 
 
-def prv_sigma(q: float, steps: int, delta: float, epsilon: float) -> Json:
-    """A sigma whose Renyi bound (prv-accountant's own) meets ``epsilon``: the start of a calibration."""
-    from prv_accountant import PoissonSubsampledGaussianMechanism
-    from prv_accountant.other_accountants import RDP
+def _light_prv_accountant() -> None:
+    """Imports prv-accountant without scipy.signal, which takes longest of all it loads.
 
-    # A coarse grid of orders is enough for a starting point, and every order costs a bisection step its time.
-    orders = [1.1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64]
+    The library needs its ``convolve`` to add different mechanisms, which :func:`prv` never does.
+    """
+    signal = types.ModuleType("scipy.signal")
 
-    def evaluate(sigma: float) -> float:
-        loss = PoissonSubsampledGaussianMechanism(sampling_probability=q, noise_multiplier=sigma)
-        return float(RDP(prvs=[loss], orders=orders).compute_epsilon(delta, [steps])[2])
+    def convolve(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("only equal mechanisms are composed here")
 
-    return solve_sigma(epsilon, evaluate)
+    vars(signal)["convolve"] = convolve
+    sys.modules.setdefault("scipy.signal", signal)
+    import prv_accountant  # noqa: F401
 
 
-def _opacus_rdp(q: float, sigma: float, delta: float) -> Callable[[int], float]:
+def _light_opacus() -> None:
+    """Makes ``opacus.accountants.analysis.rdp`` importable without the package's own imports, which load torch."""
+    spec = importlib.util.find_spec("opacus")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError("Opacus is not installed")
+    folders = list(spec.submodule_search_locations)
+    for name, inside in (("opacus", ""), ("opacus.accountants", "accountants")):
+        package = types.ModuleType(name)
+        package.__path__ = [os.path.join(folder, inside) for folder in folders]  # noqa: PTH118
+        sys.modules.setdefault(name, package)
+
+
+@lru_cache(maxsize=64)
+def _renyi(q: float, sigma: float) -> tuple[float, ...]:
+    """Opacus' Renyi divergences of one step at ALPHAS; infinite where the series cannot be summed."""
     from opacus.accountants.analysis import rdp as analysis
 
-    orders: list[float] = []
-    per_step: list[float] = []
+    values = []
     for alpha in ALPHAS:
         try:
             value = float(analysis.compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=alpha))
         except (ArithmeticError, ValueError):
-            continue  # an order at which the series cannot be summed gives no bound; the others still do
-        if math.isfinite(value) and value >= 0:
-            orders.append(alpha)
-            per_step.append(value)
+            value = math.inf  # this order gives no bound; the others still do
+        values.append(value if value >= 0 else math.inf)
+    return tuple(values)
+
+
+def renyi(parts: Sequence[Part]) -> Json:
+    """[orders, divergences] of all ``parts`` together, where finite (Mironov, Talwar, Zhang 2019, arXiv 1908.10530)."""
+    total = [0.0] * len(ALPHAS)
+    for q, sigma, steps in parts:
+        total = [a + steps * b for a, b in zip(total, _renyi(q, sigma), strict=True)]
+    finite = [(alpha, value) for alpha, value in zip(ALPHAS, total, strict=True) if math.isfinite(value)]
+    return [[alpha for alpha, _ in finite], [value for _, value in finite]]
+
+
+def renyi_epsilon(parts: Sequence[Part], delta: float) -> float:
+    """Opacus' Renyi bound on all ``parts`` (conversion: Balle et al. 2020, arXiv 1905.09982, Theorem 21)."""
+    from opacus.accountants.analysis import rdp as analysis
+
+    orders, divergences = renyi(parts)
     if not orders:
-        return lambda steps: math.inf
-
-    def evaluate(steps: int) -> float:
-        # An optimum at the border of the grid (Opacus warns) is a valid bound, only a looser one.
-        epsilon, _ = analysis.get_privacy_spent(orders=orders, rdp=[steps * r for r in per_step], delta=delta)
-        return max(0.0, float(epsilon))
-
-    return evaluate
+        return math.inf
+    # An optimum at the border of the grid (Opacus warns) is a valid bound, only a looser one.
+    epsilon, _ = analysis.get_privacy_spent(orders=orders, rdp=divergences, delta=delta)
+    return max(0.0, float(epsilon))
 
 
-def opacus_rdp(q: float, sigma: float, steps: list[int], delta: float) -> Json:
-    """Opacus' Renyi accountant after each of ``steps`` (an upper bound; Mironov et al. 2019, Balle et al. 2020)."""
-    evaluate = _opacus_rdp(q, sigma, delta)
-    return [evaluate(n) for n in steps]
-
-
-def opacus_sigma(q: float, steps: int, delta: float, epsilon: float) -> Json:
-    """A sigma whose Opacus Renyi bound meets ``epsilon``."""
-    return solve_sigma(epsilon, lambda sigma: _opacus_rdp(q, sigma, delta)(steps))
+def renyi_epsilons(q: float, sigma: float, steps: list[int], delta: float) -> Json:
+    """:func:`renyi_epsilon` of one part after each of ``steps``."""
+    return [renyi_epsilon([(q, sigma, n)], delta) for n in steps]
 
 
 def opacus_prv(q: float, sigma: float, steps: list[int], max_steps: int, delta: float, precision: float) -> Json:
@@ -141,7 +175,7 @@ def opacus_prv(q: float, sigma: float, steps: list[int], max_steps: int, delta: 
     from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV, compute_safe_domain_size
 
     delta_error = delta / 1000
-    scale = _opacus_rdp(q, sigma, delta)(max_steps)
+    scale = renyi_epsilon([(q, sigma, max_steps)], delta)
     domain = float(compute_safe_domain_size([PoissonSubsampledGaussianPRV(q, sigma)], [max_steps], 0.0, delta_error))
     eps_error = choose_eps_error(precision, scale, domain, max_steps, delta_error)
     # Opacus convolves in double precision, whose rounding must stay below the error granted in delta.
@@ -155,65 +189,28 @@ def opacus_prv(q: float, sigma: float, steps: list[int], max_steps: int, delta: 
     return {"upper": result, "rdp": scale, "eps_error": eps_error}
 
 
-def fit_mu(profile: Profile, epsilon_max: float, points: int = 4000) -> float:
-    """Smallest mu (rounded up to 1e-6) whose Gaussian privacy profile lies above ``profile`` on [0, epsilon_max].
+def _operations(role: str) -> dict[str, Callable[..., Json]]:
+    """The operations of ``role``; imports its library, so that the first question does not wait for it."""
+    if role == "pld":
+        from dpeq.privacy import _pld
 
-    delta_mu(eps) = Phi(-eps/mu + mu/2) - exp(eps) Phi(-eps/mu - mu/2). Both profiles decrease in epsilon, so asking
-    delta_mu(eps[i+1]) >= profile(eps[i]) on a grid proves delta_mu >= profile between the grid points too.
-    """
-    from scipy.special import log_ndtr, ndtr
+        return {
+            "epsilon": _pld.epsilon,
+            "curve": _pld.curve,
+            "mu": _pld.mu,
+            "repeat_and_select": _pld.repeat_and_select,
+        }
+    if role == "prv":
+        _light_prv_accountant()
+        return {"prv": prv}
+    if role == "rdp":
+        _light_opacus()
+        return {"renyi": renyi, "epsilon": renyi_epsilon, "epsilons": renyi_epsilons}
+    if role == "opacus":
+        import opacus.accountants  # noqa: F401  (slow: imports torch)
 
-    grid = np.linspace(0.0, epsilon_max, points + 1)
-    needed = profile(grid)[:-1]
-    right = grid[1:]
-
-    def dominates(mu: float) -> bool:
-        gaussian = ndtr(-right / mu + mu / 2) - np.exp(right + log_ndtr(-right / mu - mu / 2))
-        return bool((gaussian >= needed).all())
-
-    low, high = 1e-4, 1.0
-    while not dominates(high):
-        low, high = high, 2 * high
-        if high > 1e4:
-            raise ValueError("no mu below 1e4 dominates the privacy profile")
-    while high - low > 1e-7 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if dominates(middle) else (middle, high)
-    return math.ceil(high * 1e6) / 1e6
-
-
-def pld(q: float, sigma: float, steps: int, delta: float, scale: float, floor: float) -> Json:
-    """dp-accounting: pessimistic epsilon at ``delta`` and the mu that dominates its profile down to delta = ``floor``.
-
-    The privacy loss distribution is rounded pessimistically ("connect the dots", Doroshenko et al. 2022, arXiv
-    2207.04380) and covers both directions of add/remove. ``scale`` (some bound on epsilon) keeps the grid short.
-    """
-    from dp_accounting.pld import privacy_loss_distribution
-
-    interval = max(min(0.02 / math.sqrt(steps), scale / 500), scale / 5e4)
-    single = privacy_loss_distribution.from_gaussian_mechanism(
-        sigma, value_discretization_interval=interval, sampling_prob=q, use_connect_dots=True
-    )
-    composed = single.self_compose(steps)
-    epsilon = float(composed.get_epsilon_for_delta(delta))
-    epsilon_max = float(composed.get_epsilon_for_delta(floor))
-    if not epsilon_max <= 600:  # exp(epsilon) must stay a finite double
-        return {"epsilon": epsilon, "mu": None}
-
-    def profile(grid: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.asarray(composed.get_delta_for_epsilon(grid), dtype=np.float64)
-
-    try:
-        return {"epsilon": epsilon, "mu": fit_mu(profile, max(epsilon_max, 1e-3))}
-    except ValueError:  # no reasonable mu: epsilon stands all the same
-        return {"epsilon": epsilon, "mu": None}
-
-
-ROLES: dict[str, dict[str, Callable[..., Json]]] = {
-    "prv": {"prv": prv, "sigma": prv_sigma},
-    "opacus": {"prv": opacus_prv, "rdp": opacus_rdp, "sigma": opacus_sigma},
-    "pld": {"pld": pld},
-}
+        return {"prv": opacus_prv}
+    raise SystemExit(f"there is no accountant {role}")
 
 
 def main(role: str) -> None:
@@ -223,16 +220,14 @@ def main(role: str) -> None:
     np.seterr(all="ignore")
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     sys.stdout = sys.stderr  # nothing a library prints may reach the channel
-    operations = ROLES[role]
-    if role == "opacus":
-        import opacus.accountants  # noqa: F401  (slow: imports torch; done while the caller still works elsewhere)
+    operations = _operations(role)
     for line in sys.stdin:
         request = json.loads(line)
         try:
             reply = {"value": operations[request["op"]](**request["args"])}
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(reply) + "\n")
+        answers.write(json.dumps({"id": request["id"], **reply}) + "\n")
         answers.flush()
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from dpeq.errors import BudgetError, ConfigError
 from dpeq.privacy import accounting
+from dpeq.privacy.solving import find_sigma
 
 __all__ = ["Clipping", "Neighbouring", "PrivacyPlan", "Sampling", "Unit", "calibrate"]
 
@@ -26,9 +27,7 @@ Sampling = Literal["poisson"]
 Clipping = Literal["fixed", "automatic", "per_layer"]
 
 # Which entry of PrivacyPlan.epsilon a plan of each accountant rests on.
-_SPENT = {"prv": "prv_upper", "opacus_prv": "opacus_prv", "rdp": "rdp"}
-_SIGMA_DECIMALS = 4
-_SLACK = 0.003  # calibration stops when the upper bound lies within this fraction below the target
+_SPENT = {"pld": "pld", "prv": "prv_upper", "opacus_prv": "opacus_prv", "rdp": "rdp"}
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,10 @@ class PrivacyPlan:
     unit and step, ``expected_batch_size`` (units) the normaliser, ``max_grad_norm`` the clipping norm C of a unit's
     mean gradient over its ``views``, and the noise per step has standard deviation ``noise_multiplier`` * C. In every
     way of ``clipping`` (:func:`dpeq.privacy.optimizer.clip_factors`) a unit moves the sum by at most C.
-    ``public_units`` is the published number of training units. ``accountant`` ("prv", "opacus_prv", "rdp", "none")
-    names the upper bound the plan rests on, ``accountant_note`` says why it is not prv-accountant's. ``mu`` is
-    :func:`dpeq.privacy.accounting.gdp_mu`. ``epsilon`` holds what each accountant answered: prv_lower, prv_estimate,
-    prv_upper, opacus_prv, rdp, pld.
+    ``public_units`` is the published number of training units. ``accountant`` ("pld", "prv", "opacus_prv", "rdp",
+    "none") names the upper bound the plan rests on, ``accountant_note`` says why it is not dp-accounting's. ``mu`` is
+    :func:`dpeq.privacy.accounting.gdp_mu`. ``epsilon`` holds what each accountant answered: pld, prv_lower,
+    prv_estimate, prv_upper, opacus_prv, rdp.
 
     Raises :class:`ConfigError` (one sentence, naming the field) for values that make no plan.
     """
@@ -204,10 +203,10 @@ def calibrate(
 ) -> PrivacyPlan:
     """The plan with (nearly) the least noise whose *upper* bound on epsilon meets the target.
 
-    ``sample_rate`` defaults to expected_batch_size / public_units, both public. The bound lies within about 0.5 % below
-    ``epsilon``; sigma is rounded up to 4 decimals and the bound is that of the rounded value. ``epsilon`` = inf gives
-    the non-private plan. Raises :class:`ConfigError` for impossible settings, :class:`BudgetError` when no noise
-    multiplier meets the target, :class:`~dpeq.privacy.accounting.AccountingError` when no accountant answers.
+    ``sample_rate`` defaults to expected_batch_size / public_units, both public. The bound lies within about 0.1 % below
+    ``epsilon``; sigma has 4 decimals and the bound is that of the very value. ``epsilon`` = inf gives the non-private
+    plan. Raises :class:`ConfigError` for impossible settings, :class:`BudgetError` when no noise multiplier meets the
+    target, :class:`~dpeq.privacy.accounting.AccountingError` when no accountant answers, or two contradict each other.
     """
     if sample_rate is None:
         units, batch = _whole("public_units", public_units), _whole("expected_batch_size", expected_batch_size)
@@ -231,87 +230,25 @@ def calibrate(
     if math.isinf(epsilon):
         return checked
     q, T, delta = checked.sample_rate, checked.steps, checked.delta
-    with accounting.session("prv", "opacus"):
-        sigma = _find_sigma(epsilon, q, T, delta)
+    with accounting.session("pld", "prv", "rdp"):
+        sigma = find_sigma(epsilon, q, T, delta)
         spent, accountant, note = accounting.upper_bound(q, sigma, T, delta)
         if not spent <= epsilon:
             raise BudgetError(
                 f"Noise multiplier {sigma} costs epsilon {spent}, above the target {epsilon}; ask for more."
             )
+        comparison = accounting.compare(q, sigma, T, delta)
+        if comparison.contradiction is not None:
+            raise accounting.AccountingError(comparison.contradiction)
         return PrivacyPlan(
             epsilon_target=epsilon,
             noise_multiplier=sigma,
             accountant=accountant,
             accountant_note=note,
             mu=accounting.mu_bound(q, sigma, T, delta),
-            epsilon=_all_answers(q, sigma, T, delta),
+            epsilon=comparison.epsilon,
             **constants,
         )
-
-
-def _find_sigma(epsilon: float, q: float, T: int, delta: float) -> float:
-    """Smallest sigma (4 decimals, within the slack) whose upper bound meets epsilon; secant steps in log-log."""
-
-    def cost(sigma: float) -> float:
-        return accounting.upper_bound(q, sigma, T, delta)[0]
-
-    # The Renyi start is nearly always enough noise already; where a PRV bound's own error spoils that, step up.
-    high = _round_up(accounting.starting_sigma(q, T, delta, epsilon))
-    high_cost = cost(high)
-    for _ in range(40):
-        if high_cost <= epsilon:
-            break
-        high = _round_up(1.1 * high)
-        high_cost = cost(high)
-    else:
-        raise BudgetError(f"No noise multiplier meets epsilon {epsilon}; ask for a larger epsilon or fewer steps.")
-    low, low_cost = 0.0, math.inf
-    aim = epsilon * (1 - _SLACK / 2)
-    for _ in range(30):
-        if high_cost >= epsilon * (1 - _SLACK) or high - low <= 2 * 10.0**-_SIGMA_DECIMALS:
-            break
-        if low == 0.0:  # epsilon falls about like sigma^-1.2 where it is below 10, more steeply above
-            guess = high * max(0.5, (high_cost / aim) ** 0.9)
-        else:
-            share = math.log(high_cost / aim) / math.log(high_cost / low_cost)
-            # Kept off the ends, so that a strongly curved cost cannot stall the bracket.
-            guess = high * (low / high) ** min(max(share, 0.02), 0.98)
-        guess = min(_round_up(guess), high - 10.0**-_SIGMA_DECIMALS)
-        if guess <= low:
-            break
-        guess = round(guess, _SIGMA_DECIMALS)
-        guess_cost = cost(guess)
-        if guess_cost <= epsilon:
-            high, high_cost = guess, guess_cost
-        else:
-            low, low_cost = guess, guess_cost
-    return high
-
-
-def _all_answers(q: float, sigma: float, T: int, delta: float) -> dict[str, float]:
-    """What every accountant says of the final plan; one that does not answer is left out, the others stand."""
-    answers: dict[str, float] = {}
-    try:
-        bounds = accounting.epsilon_prv(q, sigma, T, delta)
-        answers.update(prv_lower=bounds.lower, prv_estimate=bounds.estimate, prv_upper=bounds.upper)
-    except accounting.AccountingError:
-        pass  # said in accountant_note
-    others: dict[str, Callable[[float, float, int, float], float]] = {
-        "opacus_prv": accounting.epsilon_opacus_prv,
-        "rdp": accounting.epsilon_rdp,
-        "pld": accounting.epsilon_pld,
-    }
-    for name, answer in others.items():
-        try:
-            answers[name] = answer(q, sigma, T, delta)
-        except accounting.AccountingError:
-            continue  # a comparison that is missing weakens nothing
-    return answers
-
-
-def _round_up(sigma: float) -> float:
-    scale = 10.0**_SIGMA_DECIMALS
-    return math.ceil(sigma * scale) / scale
 
 
 def _encode(value: Any) -> Any:

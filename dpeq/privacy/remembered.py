@@ -29,6 +29,10 @@ __all__ = ["remembered_curve", "remembered_plan"]
 
 _log = logging.getLogger(__name__)
 
+_OWN = (
+    *("accounting.py", "plan.py", "solving.py", "gdp.py", "_moments.py", "_pld.py"),
+    *("_prv_worker.py", "_session.py"),
+)
 _PACKAGES = ("prv-accountant", "opacus", "dp-accounting", "scipy", "numpy")
 
 
@@ -93,8 +97,5 @@ def _keep(path: Path, body: dict[str, Any]) -> None:
 def _answerers() -> dict[str, str]:
     """Versions of the libraries, and hashes of our own modules, that an answer depends on."""
     here = Path(plan_module.__file__).parent
-    own = {
-        name: hashlib.sha256((here / name).read_bytes()).hexdigest()
-        for name in ("accounting.py", "plan.py", "_prv_worker.py", "_session.py")
-    }
+    own = {name: hashlib.sha256((here / name).read_bytes()).hexdigest() for name in _OWN}
     return {**{name: metadata.version(name) for name in _PACKAGES}, **own}

@@ -22,11 +22,11 @@ __all__ = ["render_html", "write_report"]
 
 _SCORES = (("auc", "AUC"), ("balanced_accuracy", "Balanced accuracy"), ("accuracy", "Accuracy"))
 _ACCOUNTANTS = (
+    ("pld", "pld", "PLD (dp-accounting)", "upper bound"),
     ("prv_upper", "prv", "PRV (prv-accountant)", "upper bound"),
     ("prv_estimate", "", "PRV (prv-accountant)", "estimate"),
     ("prv_lower", "", "PRV (prv-accountant)", "lower bound"),
     ("opacus_prv", "opacus_prv", "PRV (Opacus)", "upper bound"),
-    ("pld", "", "PLD (dp-accounting)", "upper bound"),
     ("rdp", "rdp", "Rényi (Opacus)", "upper bound"),
 )
 _ROC_RATES = (0.01, 0.05, 0.1, 0.2, 0.5)
