@@ -319,3 +319,14 @@ def test_every_image_has_the_shape_and_range_that_the_settings_say(view, preset,
     assert type(out) is torch.Tensor
     assert out.is_contiguous()
     assert -1 <= float(out.min()) <= float(out.max()) <= 1
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 2, 1), (0, 2, 1, 3), (3, 2, 1, 0)])
+def test_how_voxels_lie_in_memory_does_not_matter(order):
+    """Readers give views of slices as files hold them."""
+    voxels = np.random.default_rng(0).normal(100, 300, (1, 7, 6, 5)).astype(np.float32)
+    stored = np.ascontiguousarray(voxels.transpose(order)).transpose(np.argsort(order))
+    affine = np.array([[0, -2.0, 0, 5], [0, 0, 4.0, 7], [-3.0, 0, 0, 9], [0, 0, 0, 1]])
+    transform = ImageTransform(ImageSettings(preset="mr", size=(8, 8, 8), spacing=(2, 2, 2)))
+    expected = transform(Volume(voxels, affine, "placed"))
+    assert torch.equal(transform(Volume(stored, affine, "placed")), expected)
