@@ -192,12 +192,13 @@ def opacus_prv(q: float, sigma: float, steps: list[int], max_steps: int, delta: 
 def _operations(role: str) -> dict[str, Callable[..., Json]]:
     """The operations of ``role``; imports its library, so that the first question does not wait for it."""
     if role == "pld":
-        from dpeq.privacy import _pld
+        from dpeq.privacy import _pld, _profile
 
         return {
             "epsilon": _pld.epsilon,
             "curve": _pld.curve,
             "mu": _pld.mu,
+            "profile": _profile.profile,
             "repeat_and_select": _pld.repeat_and_select,
         }
     if role == "prv":
