@@ -176,7 +176,10 @@ def test_sizes_that_lie(tmp_path):
 
     def of(shape: str, body: bytes = bytes(1000), descr: str = "|u1") -> str:
         header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}"
-        return reason(zipped(path, ("images.npy", lying(header, body))))
+        zipped(path, ("images.npy", lying(header, body)))
+        with pytest.raises(Refused) as refusal:
+            examine(path)  # before anything is loaded
+        return refusal.value.reason
 
     assert of("(10, 10, 11)") == "shorter than its header promises"
     assert of("(10, 10, 9)") == "longer than its header promises"

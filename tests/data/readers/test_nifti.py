@@ -178,6 +178,22 @@ def test_the_qform_as_nibabel_has_it(tmp_path_factory, turn, edges, mirrored):
     np.testing.assert_allclose(read_nifti(path).affine, nib.load(path).affine, atol=2e-3 * max(edges))
 
 
+def test_a_half_turn_that_was_rounded_up_is_a_rotation(tmp_path):
+    """Its three numbers have a length above 1; nifti1_io.c makes it 1."""
+    path = tmp_path / "a.nii"
+    image = nib.Nifti1Image(VOXELS, np.diag([1.5, -2, -2.5, 1]))
+    image.set_qform(image.affine, 1)
+    image.set_sform(None, 0)
+    nib.save(image, path)
+    np.testing.assert_allclose(read_nifti(patched(path, quatern_b=1.00004)).spacing, (1.5, 2, 2.5), rtol=1e-6)
+
+
+def test_sizes_behind_the_last_dimension_mean_nothing(tmp_path):
+    path = saved(tmp_path / "a.nii", dim=[3, 5, 6, 7, 9, 9, 0, -1])
+    assert len(read_nifti_header(path).members) == 1
+    assert np.array_equal(read_nifti(path).voxels[0], VOXELS)
+
+
 def test_sform_before_qform_and_neither(tmp_path):
     path = saved(tmp_path / "a.nii")
     np.testing.assert_allclose(read_nifti(path).affine, AFFINE, atol=1e-5)
@@ -227,7 +243,8 @@ def test_geometry_that_is_none(tmp_path):
     sheared = AFFINE.copy()
     sheared[:3, 2] += sheared[:3, 1] * 0.2
     assert of(sheared) == "axes that are not perpendicular"
-    assert of(AFFINE * [[1e6], [1e6], [1e6], [1]]) == "voxels of an absurd size"
+    for factor in (1e6, 1e-6):
+        assert of(AFFINE * [[factor], [factor], [factor], [1]]) == "voxels of an absurd size"
     contradiction = "a voxel size (pixdim) that contradicts the affine"
     assert of(AFFINE, pixdim=[1, 1.5, 2.01, 2.5, 0, 0, 0, 0]) == contradiction
     assert of(AFFINE, pixdim=[1, 1.5, -2, 2.5, 0, 0, 0, 0]) == contradiction

@@ -116,7 +116,8 @@ def test_transparency_and_animation_are_refused(tmp_path):
     clear = np.concatenate([COLOUR, np.full((4, 7, 1), 255, np.uint8)], axis=2)
     clear[3, 6, 3] = 254
     assert reason(saved(tmp_path / "a.png", Image.fromarray(clear))) == "a picture with transparency"
-    assert reason(saved(tmp_path / "b.png", Image.fromarray(GREY), transparency=3)) == "a picture with transparency"
+    with pytest.raises(Refused, match="a picture with transparency"):
+        examine(saved(tmp_path / "b.png", Image.fromarray(GREY), transparency=3))
     frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
     assert reason(saved(tmp_path / "c.png", frames[0], save_all=True, append_images=frames[1:])) == "an animation"
     frames[0].save(tmp_path / "d.jpg", "MPO", save_all=True, append_images=frames[1:])
