@@ -89,21 +89,25 @@ def _allowance(distribution: Any, steps: int) -> float:
     return 16 * UNIT_ROUNDOFF * steps + missing
 
 
-def _at(parts: Sequence[Part], interval: float, group: int) -> Composed:
+def _at(parts: Sequence[Part], interval: float, groups: Sequence[int]) -> Composed:
     total: Any = None
-    for q, sigma, steps in parts:
+    for (q, sigma, steps), group in zip(parts, groups, strict=True):
         part = _single(q, sigma, interval, group).self_compose(steps)
         total = part if total is None else total.compose(part)
     return Composed(total, interval, _allowance(total, sum(steps for _, _, steps in parts)))
 
 
-def compose(parts: Sequence[Part], delta: float, precision: float, group: int = 1) -> Composed:
-    """As :func:`_compose`; the last few are kept, since one plan is asked for epsilon and then for mu."""
-    return _compose(tuple((float(q), float(sigma), int(n)) for q, sigma, n in parts), delta, precision, group)
+def compose(parts: Sequence[Part], delta: float, precision: float, group: int | Sequence[int] = 1) -> Composed:
+    """As :func:`_compose`, for a group of one size, or of one size per part.
+
+    The last few answers are kept, since one plan is asked for epsilon and then for mu.
+    """
+    groups = (group,) * len(parts) if isinstance(group, int) else tuple(group)
+    return _compose(tuple((float(q), float(sigma), int(n)) for q, sigma, n in parts), delta, precision, groups)
 
 
 @lru_cache(maxsize=2)
-def _compose(parts: tuple[Part, ...], delta: float, precision: float, group: int) -> Composed:
+def _compose(parts: tuple[Part, ...], delta: float, precision: float, groups: tuple[int, ...]) -> Composed:
     """Everything together on a grid whose rounding costs at most about ``precision`` times epsilon at ``delta``.
 
     Pessimistic rounding to a mesh h adds some h^2 / 4 to the variance of a step's loss. The first mesh makes that small
@@ -111,13 +115,14 @@ def _compose(parts: tuple[Part, ...], delta: float, precision: float, group: int
     mesh errs by a third of the difference), and decides whether a finer one is needed. Halts at the longest grids.
     """
     steps = sum(n for _, _, n in parts)
-    width = max(_width(q, sigma, group) for q, sigma, _ in parts)
+    sized = [(q, sigma, n, group) for (q, sigma, n), group in zip(parts, groups, strict=True)]
+    width = max(_width(q, sigma, group) for q, sigma, _, group in sized)
     if not math.isfinite(width) or width > 1e6:
         raise ValueError(f"the loss of one step spans {width:.3g}, too wide for a grid")
-    deviation = math.sqrt(sum(n * loss_moments(q, sigma / group)[1] for q, sigma, n in parts) / steps)
+    deviation = math.sqrt(sum(n * loss_moments(q, sigma / group)[1] for q, sigma, n, group in sized) / steps)
     shortest = width / MAX_STEP_POINTS
     interval = max(min(5 * math.sqrt(precision) * deviation, width / 20), shortest)
-    composed = _at(parts, interval, group)
+    composed = _at(parts, interval, groups)
     before = composed.epsilon(delta)
     finer = max(interval / 2, shortest)
     for _ in range(8):
@@ -126,7 +131,7 @@ def _compose(parts: tuple[Part, ...], delta: float, precision: float, group: int
         if before == 0.0 or not math.isfinite(before) or finer > 0.9 * composed.interval:
             break
         ratio = (finer / composed.interval) ** 2
-        composed = _at(parts, finer, group)
+        composed = _at(parts, finer, groups)
         after = composed.epsilon(delta)
         error = max(before - after, 0.0) * ratio / (1 - ratio)
         allowed = max(precision * after, 1e-7)
@@ -161,7 +166,7 @@ def fit_mu(profile: Profile, epsilon_max: float, points: int = 4000) -> float:
     return math.ceil(high * 1e6) / 1e6
 
 
-def epsilon(parts: Sequence[Part], delta: float, precision: float, group: int = 1) -> Json:
+def epsilon(parts: Sequence[Part], delta: float, precision: float, group: int | Sequence[int] = 1) -> Json:
     """Sound epsilon at ``delta`` of all ``parts`` for a group of units, and of either direction alone."""
     composed = compose(parts, delta, precision, group)
     value = composed.epsilon(delta)
