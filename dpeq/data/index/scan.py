@@ -224,16 +224,14 @@ class Scan:
 
     def policy(self) -> tuple[Counter[str], int]:
         """In how many files each identifying attribute was met, and how many files have a DICOM header."""
-        query = """
-            SELECT names, count(*) FROM known JOIN identifying ON identifying.number = known.identifying
-            WHERE format IN ('dicom', 'enhanced') GROUP BY identifying.number
-        """
+        # Counted here: SQLite would sort all files by what is counted, in memory.
+        query = "SELECT identifying FROM known WHERE format IN ('dicom', 'enhanced') AND identifying NOT NULL"
+        files = Counter(number for (number,) in self._base.execute(query))
         counts: Counter[str] = Counter()
-        files = 0
-        for names, count in self._base.execute(query):
-            files += count
-            counts.update(dict.fromkeys(json.loads(names), count))
-        return counts, files
+        for number, names in self._base.execute("SELECT number, names FROM identifying"):
+            if number in files:
+                counts.update(dict.fromkeys(json.loads(names), files[number]))
+        return counts, files.total()
 
     # ------------------------------------------------------------------------------------------------ voxels
 
@@ -281,9 +279,8 @@ class Scan:
         )
         seen = self._number("SELECT count(*) FROM files")
         accepted = self._number("SELECT count(*) FROM fates WHERE reason IS NULL")
-        reasons = Counter(
-            dict(self._base.execute("SELECT reason, count(*) FROM fates WHERE reason NOT NULL GROUP BY reason"))
-        )
+        query = "SELECT reason FROM fates WHERE reason NOT NULL"
+        reasons = Counter(reason for (reason,) in self._base.execute(query))
         lost = self._number("SELECT count(*) FROM files WHERE path NOT IN (SELECT path FROM fates)")
         if lost or accepted + sum(reasons.values()) != seen:
             raise DataError(

@@ -231,8 +231,9 @@ def test_rows_are_decoded_once(tmp_path):
         assert read_npz(path, row).voxels[0, 3, 4, 0] == images[row, 4, 3]
     assert time.perf_counter() - start < 100 * once
     assert read_npz(other, 0).voxels[0, 3, 4, 0] == images[-1, 4, 3]
-    saved(path, images=255 - images)
-    assert read_npz(path, 7).voxels[0, 3, 4, 0] == 255 - images[7, 4, 3]
+    for newer in (255 - images, images):  # of the same length when they are not compressed
+        np.savez(path, images=newer)
+        assert read_npz(path, 7).voxels[0, 3, 4, 0] == newer[7, 4, 3]
 
 
 def test_a_row_can_be_changed_without_the_next_reader_seeing_it(tmp_path):
