@@ -207,6 +207,18 @@ def mu(parts: Sequence[Part], delta: float, floor: float, precision: float) -> J
     return fit_mu(profile, max(epsilon_max, 1e-3))
 
 
+def deltas_at(parts: Sequence[Part], epsilons: Sequence[float], delta: float, precision: float) -> Json:
+    """Sound delta of all ``parts`` at each of ``epsilons``, over both directions; ``delta`` only chooses the mesh."""
+    composed = compose(parts, delta, precision)
+    order = np.argsort(epsilons)
+    grid = np.asarray(epsilons, dtype=np.float64)[order]
+    distribution = composed.distribution
+    both = np.maximum(deltas(distribution._pmf_remove, grid), deltas(distribution._pmf_add, grid))
+    result = np.empty_like(both)
+    result[order] = np.clip(both + composed.allowance, 0.0, 1.0)
+    return result.tolist()
+
+
 def deltas(pmf: Any, epsilons: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Hockey-stick divergences at rising ``epsilons``; dp-accounting's own does this in a loop and takes seconds."""
     pmf = pmf.to_dense_pmf()
@@ -216,20 +228,3 @@ def deltas(pmf: Any, epsilons: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
         lower = np.append(np.cumsum((pmf._probs * np.exp(-np.maximum(losses, -700)))[::-1])[::-1], 0.0)
     first = np.searchsorted(losses, epsilons, side="right")
     return np.asarray(upper[first] - np.exp(epsilons) * lower[first], dtype=np.float64)
-
-
-def repeat_and_select(parts: Sequence[Part], delta: float, mean: float, shape: float | None) -> Json:
-    """dp-accounting's Renyi bound for the best of a random number of trials; ``shape`` None means Poisson."""
-    import dp_accounting
-    from dp_accounting.rdp import RdpAccountant
-
-    run = [
-        dp_accounting.SelfComposedDpEvent(
-            dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(sigma)), steps
-        )
-        for q, sigma, steps in parts
-    ]
-    event = dp_accounting.RepeatAndSelectDpEvent(
-        dp_accounting.ComposedDpEvent(run), mean, math.inf if shape is None else shape
-    )
-    return float(RdpAccountant().compose(event).get_epsilon(delta))

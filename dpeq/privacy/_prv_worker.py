@@ -197,9 +197,9 @@ def _operations(role: str) -> dict[str, Callable[..., Json]]:
         return {
             "epsilon": _pld.epsilon,
             "curve": _pld.curve,
+            "deltas": _pld.deltas_at,
             "mu": _pld.mu,
             "profile": _profile.profile,
-            "repeat_and_select": _pld.repeat_and_select,
         }
     if role == "prv":
         _light_prv_accountant()
