@@ -209,6 +209,22 @@ def test_cut_off_or_changed(tmp_path):
     assert reason(path) in ("a broken zip archive", "shorter than its header promises")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_wrong_checksum(tmp_path, method):
+    path = zipped(tmp_path / "a.npz", ("images.npy", npy(GREY)), method=method)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\1\2") + 16] ^= 1
+    path.write_bytes(content)
+    assert reason(path) == "a broken zip archive"
+
+
+def test_ids_that_would_fill_the_memory(tmp_path):
+    """144 MB of empty text in 140 kB."""
+    text = lying("{'descr': '<U9000000', 'fortran_order': False, 'shape': (4,)}", bytes(4 * 4 * 9_000_000))
+    path = zipped(tmp_path / "a.npz", ("images.npy", npy(GREY)), ("patient_id.npy", text))
+    assert reason(path) == "larger than is read"
+
+
 def test_many_tiny_members(tmp_path):
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive:
