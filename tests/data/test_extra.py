@@ -178,3 +178,21 @@ def test_a_dry_run_leaves_all_generators_where_they_were():
 def test_processes_can_compare_them():
     same = [repr(extras({"name": "GaussianSmooth", "sigma": 2.0})) for _ in range(2)]
     assert same[0] == same[1] != repr(extras({"name": "GaussianSmooth", "sigma": 3.0}))
+
+
+def test_nothing_is_carried_from_one_image_to_the_next():
+    """A transform that remembers what it saw starts afresh with every image."""
+
+    class Remembers:
+        def __init__(self) -> None:
+            self.seen = 0.0
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += float(x.mean())
+            return x - self.seen
+
+    made = extras({"name": "GaussianSmooth"})
+    made._templates = [Remembers()]
+    alone = made(image(0))
+    made(image(1))
+    assert torch.equal(made(image(0)), alone)

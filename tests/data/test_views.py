@@ -484,3 +484,13 @@ def test_named_transforms_that_images_cannot_have_are_refused_by_a_dry_run():
 def test_processes_can_compare_their_views():
     made = [repr(sorted(vars(Augment(AugmentConfig.model_validate({"transforms": NAMED}), 2)).items())) for _ in "ab"]
     assert made[0] == made[1]
+
+
+def test_seeds_of_named_transforms_are_further_outputs_of_the_rows_generator(monkeypatch):
+    """The first output is the noise's; what follows is cut to the 32 bits that numpy takes."""
+    augment = Augment(AugmentConfig.model_validate({"transforms": NAMED}), 2)
+    draws, seen = augment.draw(keys(), 3), []
+    monkeypatch.setattr(type(augment._extras), "__call__", lambda self, x, seeds: seen.append(seeds) or x)
+    augment(torch.zeros(3, 1, 4, 4), draws)
+    words = splitmix64(augment.moves(draws).seeds, 3)[:, 1:]
+    assert seen == [[(word >> 32) % 2**32 for word in row] for row in words.tolist()]
