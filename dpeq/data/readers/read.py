@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpeq.data.readers.sniff import kind_of, open_regular
+from dpeq.data.readers.sniff import kind_of
 from dpeq.data.readers.source import Header, Refused, Source, Volume
 
 __all__ = ["examine", "read"]
@@ -58,8 +58,6 @@ def read(root: Path, source: Source) -> Volume:
 
 def _read(root: Path, source: Source) -> Volume:
     paths = [root / file for file in source.files]
-    for path in paths:
-        open_regular(path).close()  # a pipe in place of a file must not block a decoder that opens it by name
     if source.format == "dicom":
         from dpeq.data.readers.dicom_series import read_dicom
 
