@@ -20,17 +20,26 @@ from dpeq.errors import DataError
 __all__ = ["SPLITS", "FileStamp", "Manifest", "Record", "private_path"]
 
 SPLITS = ("train", "val", "test")
-_VERSION = 2
+_VERSION = 3
 _PUBLIC = ("patient", "image", "label", "split", "burned_in")
 
 
 @dataclass(frozen=True)
 class FileStamp:
-    """What a file was when it was indexed: bytes, time of change (``st_mtime_ns``) and SHA-256 in hexadecimal."""
+    """What a file was when it was indexed.
+
+    Attributes:
+        size: bytes.
+        mtime_ns: time of change, which anyone may set.
+        sha256: in hexadecimal.
+        ctime_ns: time of change of the file or of what is said of it, which only the system sets: a file that was moved
+            to the place of another has a new one. 0 where it is not known, which is the time of no file.
+    """
 
     size: int
     mtime_ns: int
     sha256: str
+    ctime_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,7 @@ class Manifest:
             "root": str(self.root.resolve()),
             "sources": {r.image: r.source.to_dict() for r in self.records},
             "masks": {r.image: r.mask.to_dict() for r in self.records if r.mask is not None},
-            "files": {name: [stamp.size, stamp.mtime_ns, stamp.sha256] for name, stamp in self.files.items()},
+            "files": {name: [s.size, s.mtime_ns, s.sha256, s.ctime_ns] for name, s in self.files.items()},
         }
         write_private_json(private_path(path), private)
 
@@ -151,7 +160,8 @@ class Manifest:
                 )
                 for r in public["records"]
             )
-            files = {name: FileStamp(int(s), int(t), str(digest)) for name, (s, t, digest) in private["files"].items()}
+            stamps = private["files"].items()
+            files = {name: FileStamp(int(s), int(m), str(digest), int(c)) for name, (s, m, digest, c) in stamps}
             manifest = cls(Path(private["root"]), tuple(public["classes"]), str(public["modality"]), records, files)
         except (AttributeError, KeyError, TypeError, ValueError):
             # No word of what stands there: it may be a path.

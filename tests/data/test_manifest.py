@@ -31,7 +31,10 @@ RECORDS = (
 @pytest.fixture
 def manifest(tmp_path) -> Manifest:
     names = dict.fromkeys([*(file for r in RECORDS for file in r.files), "5"])
-    files = {name: FileStamp(10 + number, 10**18 + number, f"{number:064x}") for number, name in enumerate(names)}
+    files = {
+        name: FileStamp(10 + number, 10**18 + number, f"{number:064x}", 2 * 10**18 + number)
+        for number, name in enumerate(names)
+    }
     return Manifest(tmp_path / "archive", ("healthy", "lesion"), "CT", RECORDS, files)
 
 

@@ -43,7 +43,8 @@ class Check:
 
     def to_json(self) -> dict[str, Any]:
         images = [[image.shape, image.geometry, image.affine, image.digest] for image in self.images]
-        return {"images": images, "files": {name: [s.size, s.mtime_ns, s.sha256] for name, s in self.files.items()}}
+        files = {name: [s.size, s.mtime_ns, s.sha256, s.ctime_ns] for name, s in self.files.items()}
+        return {"images": images, "files": files}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Check:
@@ -65,7 +66,7 @@ def check(read: Callable[[Path, Source], Volume], root: Path, sources: Sequence[
     images = tuple(_look(read(root, source)) for source in sources)
     for name, stamp in files.items():
         status = (root / name).stat()
-        if (status.st_size, status.st_mtime_ns) != (stamp.size, stamp.mtime_ns):
+        if (status.st_size, status.st_mtime_ns, status.st_ctime_ns) != (stamp.size, stamp.mtime_ns, stamp.ctime_ns):
             raise Refused("changed while it was read")
     return Check(images, files)
 
@@ -88,4 +89,4 @@ def _stamp(path: Path) -> FileStamp:
         status = path.stat()
     except OSError as error:
         raise Refused("cannot be read", error.strerror) from None
-    return FileStamp(status.st_size, status.st_mtime_ns, digest.hexdigest())
+    return FileStamp(status.st_size, status.st_mtime_ns, digest.hexdigest(), status.st_ctime_ns)

@@ -148,7 +148,8 @@ def test_voxels_are_checked_with_their_files(tmp_path):
 
     stamp = found.files["a.nii.gz"]
     assert stamp.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (stamp.size, stamp.mtime_ns) == (path.stat().st_size, path.stat().st_mtime_ns)
+    status = path.stat()
+    assert (stamp.size, stamp.mtime_ns, stamp.ctime_ns) == (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def test_nothing_is_left_behind_when_the_caller_stops_early(spiteful, tmp_path):
