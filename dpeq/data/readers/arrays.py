@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from dpeq.data.readers.kept import Kept
 from dpeq.data.readers.sniff import open_regular
 from dpeq.data.readers.source import Header, Member, Refused, Volume
 
@@ -53,8 +54,7 @@ class _Array:
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
 
-_Key = tuple[str, int, int, int]
-_last: tuple[_Key, np.ndarray] | None = None  # the array that rows were last taken from; one per process
+_kept = Kept()
 
 
 def read_npz_header(path: Path) -> Header:
@@ -99,17 +99,14 @@ def read_npz(path: Path, part: int) -> Volume:
 
 
 def _images(path: Path) -> np.ndarray:
-    global _last
-    with open_regular(path) as stream:
-        status = os.fstat(stream.fileno())
-    key = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino)
-    kept = _last  # read once: another thread may put its own there
-    if kept is None or kept[0] != key:
+    def load() -> np.ndarray:
         with _archive(path) as arrays:
             _image_shape(arrays["images"])
-            kept = (key, arrays.load("images"))
-        _last = kept
-    return kept[1]
+            return arrays.load("images")
+
+    with open_regular(path) as stream:
+        status = os.fstat(stream.fileno())
+    return _kept.get(path, status, load)
 
 
 class _Arrays(dict[str, _Array]):

@@ -16,6 +16,7 @@ differently, the file is refused instead:
 from __future__ import annotations
 
 import itertools
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -25,12 +26,14 @@ from typing import BinaryIO
 
 import numpy as np
 
+from dpeq.data.readers.kept import Kept
 from dpeq.data.readers.sniff import gzip_start, open_regular
 from dpeq.data.readers.source import Header, Member, Refused, Volume
 
 __all__ = ["read_nifti", "read_nifti_header"]
 
 _MOST_BYTES = 1 << 31  # of one decoded file that is compressed, and of one image as float32
+_MOST_KEPT = 1 << 29
 _MOST_MEMBERS = 1 << 16
 _DEFLATE_RATIO = 1032  # no deflate stream holds more bytes per byte (zlib's technical notes)
 _CHUNK = 1 << 18
@@ -45,6 +48,7 @@ _DTYPES = {
 }  # fmt: skip
 _CHANNELS = {128: 3, 2304: 4}  # RGB24, RGBA32
 _COMPLEX = (32, 1792, 2048)
+_kept = Kept()
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,9 @@ def read_nifti_header(path: Path) -> Header:
 def read_nifti(path: Path, part: int = 0) -> Volume:
     """Time point ``part``; of an uncompressed file nothing else is read, a compressed one is checked to its end.
 
+    A compressed file of several time points (of at most 512 MiB) is kept decoded until another one is asked for, so
+    that all of them cost one pass.
+
     Raises:
         Refused: also when the stream is shorter or longer than the header promises, its checksum is wrong, or colours
             are not opaque.
@@ -92,14 +99,17 @@ def read_nifti(path: Path, part: int = 0) -> Volume:
         if not 0 <= part < layout.members:
             raise Refused("no image of that number in its file", part)
         start = layout.offset + part * layout.image_bytes
-        raw = np.empty(layout.image_bytes, np.uint8)
-        if compressed:
-            stream.seek(0)
-            _inflate(stream, raw, start, layout.end)
-        else:
+        if not compressed:
+            raw = np.empty(layout.image_bytes, np.uint8)
             stream.seek(start)
             if stream.readinto(memoryview(raw)) != raw.size:
                 raise Refused("shorter than its header promises")
+        elif layout.members > 1 and layout.end <= _MOST_KEPT:
+            status = os.fstat(stream.fileno())
+            every = _kept.get(path, status, lambda: _inflated(stream, layout.offset, layout.end, layout))
+            raw = every[start - layout.offset :][: layout.image_bytes]
+        else:
+            raw = _inflated(stream, start, start + layout.image_bytes, layout)
     stored = raw.view(layout.dtype).reshape(layout.shape, order="F")
     if layout.shape[0] == 4:
         if (stored[3] != 255).any():
@@ -119,18 +129,20 @@ def _scaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
         return voxels
 
 
-def _inflate(stream: BinaryIO, out: np.ndarray, start: int, end: int) -> None:
-    """Fills ``out`` with the decoded bytes from ``start``; the stream must end at ``end``, its checksums must hold."""
-    at, stop = 0, start + out.size
+def _inflated(stream: BinaryIO, start: int, stop: int, layout: _Layout) -> np.ndarray:
+    """The decoded bytes from ``start`` to ``stop``; all is decoded, must end as promised, and checksums must hold."""
+    out, at = np.empty(stop - start, np.uint8), 0
+    stream.seek(0)
     for piece in _pieces(stream):
         low, high = max(start, at), min(stop, at + len(piece))
         if low < high:
             out[low - start : high - start] = np.frombuffer(piece, np.uint8)[low - at : high - at]
         at += len(piece)
-        if at > end:
+        if at > layout.end:
             raise Refused("longer than its header promises")
-    if at < end:
+    if at < layout.end:
         raise Refused("shorter than its header promises")
+    return out
 
 
 def _pieces(stream: BinaryIO) -> Iterator[bytes]:

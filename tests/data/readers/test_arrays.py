@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from helpers import shared_data
 
-from dpeq.data.readers import arrays
 from dpeq.data.readers.arrays import read_npz, read_npz_header
 from dpeq.data.readers.read import examine, read
 from dpeq.data.readers.source import Member, Refused, Source
@@ -277,4 +276,3 @@ def test_the_files_at_hand():
         assert np.array_equal(read_npz(path, row).voxels[0, ..., 0].T, images[row])
     medmnist = shared_data("pneumoniamnist", "pneumoniamnist.npz")
     assert reason(medmnist) == "a MedMNIST file; its card trains on it, not an index"
-    assert arrays._last is not None

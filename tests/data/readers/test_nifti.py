@@ -334,6 +334,25 @@ class TestCompressed:
         path.write_bytes(gzip.compress(whole[:300]) + gzip.compress(b"") + gzip.compress(whole[300:]))
         agrees_with_nibabel(path)
 
+    def test_time_points_are_decoded_once(self, tmp_path, monkeypatch):
+        """All of one file cost one pass; a changed file is seen, and nobody writes into what is kept."""
+        calls, pieces = [], nifti._pieces
+        monkeypatch.setattr(nifti, "_pieces", lambda stream: calls.append(stream) or pieces(stream))
+        path, voxels = tmp_path / "a.nii.gz", RNG.normal(size=(3, 4, 5, 6)).astype(np.float32)
+        for content in (voxels, -voxels):
+            nib.save(nib.Nifti1Image(content, AFFINE), path)
+            calls.clear()
+            for part in (5, 0, 1, 5, 3):
+                volume = read_nifti(path, part)
+                assert np.array_equal(volume.voxels[0], content[..., part])
+                volume.voxels[:] = 7
+            assert len(calls) == 1
+        monkeypatch.setattr(nifti, "_MOST_KEPT", 100)
+        nib.save(nib.Nifti1Image(voxels, AFFINE), path)
+        for part in range(6):
+            assert np.array_equal(read_nifti(path, part).voxels[0], voxels[..., part])
+        assert len(calls) == 7
+
     def test_cut_off_anywhere(self, tmp_path):
         path = saved(tmp_path / "a.nii.gz")
         whole = path.read_bytes()
