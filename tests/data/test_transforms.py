@@ -239,6 +239,11 @@ def test_a_mask_is_turned_and_resampled_with_its_image():
     out = ImageTransform(settings)(placed(voxels, affine), placed(voxels, affine))
     assert float(out.min()) == 1
     resampled = settings.changed({"spacing": (2, 2, 2), "size": (4, 4, 4)})
+    thin = np.zeros((12, 12, 12))
+    thin[4:8, 4:8, 4:8] = 1
+    fine = ImageSettings(preset="generic", view="3d", spacing=(1, 1, 1), size=(20, 20, 20), foreground="mask", margin=0)
+    inside = ImageTransform(fine)(placed(np.full((12, 12, 12), 255.0)), placed(thin)) == 1
+    assert int(inside.sum()) == 8**3, "the mask's own voxels, not what interpolation smears beyond them"
     assert float(ImageTransform(resampled)(placed(voxels, affine), placed(voxels, affine)).min()) == 1
 
 

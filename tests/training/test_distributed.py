@@ -110,6 +110,7 @@ def test_noise_coins_and_spends_are_rank_0s_alone_and_nothing_is_pickled(session
         ("labels", "training data"),
         ("settings", "configuration"),
         ("augment", "configuration"),
+        ("images", "configuration"),
         ("metrics", "configuration"),
         ("network", "network"),
     ],

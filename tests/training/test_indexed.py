@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from manifests import nifti_archive
 from resuming import Crash, CrashAfter, weights
@@ -14,8 +15,11 @@ from resuming import Crash, CrashAfter, weights
 import dpeq.training.run as run_module
 from benchmarks.killable import make_plan
 from dpeq.config import RunConfig
+from dpeq.data.sampling import Uniform, UnitViews
 from dpeq.errors import ConfigError
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.training import follow
+from dpeq.training.distributed import Ranks
 from dpeq.training.run import prepare, run
 
 STEPS = 6
@@ -105,6 +109,38 @@ def test_other_images_or_views_are_refused_on_resuming(room, section, change, ke
     folder = crash(room)
     with pytest.raises(ConfigError, match=f"^{key}"):
         go(room, resume=folder, config=make_config(room, **{section: change}))
+
+
+def test_no_step_shows_more_images_of_a_patient_than_asked_for(room, monkeypatch):
+    """Of patients with 3 or 6 slices each, as they reach the network."""
+    shown, choose = [], UnitViews.choose
+
+    def watched(self: UnitViews, sampled: torch.Tensor, keys: Uniform) -> torch.Tensor:
+        rows = choose(self, sampled, keys)
+        shown.extend(len(row.unique()) for row in rows.view(-1, 3))
+        return rows
+
+    monkeypatch.setattr(UnitViews, "choose", watched)
+    go(room)
+    assert set(shown) == {2}
+    shown.clear()
+    go(room, config=make_config(room, views={"images_per_unit": None}))
+    assert set(shown) == {3}
+
+
+def test_every_process_of_a_run_is_told_the_same(room, monkeypatch):
+    told = {}
+
+    def listen(*arguments: object, **options: object) -> None:
+        told.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(follow, "train", listen)
+    monkeypatch.setattr(follow, "announce", lambda ranks, plan: make_plan(STEPS))
+    with pytest.raises(KeyboardInterrupt):
+        follow.follow(make_config(room), Ranks())
+    assert told["images_per_unit"] == 2
+    assert "RandAxisFlip" in repr(vars(told["augment"]))
 
 
 def test_a_run_writes_down_what_its_images_went_through(room):

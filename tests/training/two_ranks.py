@@ -41,6 +41,10 @@ from dpeq.training.state import OptimizerSettings, TrainingState
 CPU = torch.device("cpu")
 SPEC = ResNet9Spec("C4", "none", (1, 1, 2), (1, 1, 1), stem_pool=True)
 STEPS = 4
+VIEWS = AugmentConfig.model_validate({
+    "flip": ("x",), "shift": 2, "rotate": 20.0, "noise": 0.1,
+    "transforms": [{"name": "RandGaussianNoise", "prob": 0.5}, {"name": "RandAxisFlip", "prob": 0.5}],
+})  # fmt: skip
 
 
 def make_plan(**changes: Any) -> PrivacyPlan:
@@ -99,7 +103,7 @@ def train_case(name: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
     case = CASES[name]
     plan = make_plan(**case.plan)
     settings = OptimizerSettings(**{"lr": 0.5, "ema_decay": 0.5, **case.settings})
-    augment = Augment(AugmentConfig(flip=("x",), shift=2, rotate=20.0, noise=0.1), 2) if case.augment else None
+    augment = Augment(VIEWS, 2) if case.augment else None
     leads = ranks.leads
     seen: list[dict[str, Any]] = []
     saved: dict[str, torch.Tensor] = {}
@@ -122,6 +126,7 @@ def train_case(name: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
             Randomness.create(11) if ranks.leads else None,
             device=ranks.device,
             augment=augment,
+            images_per_unit=1 if case.augment else None,
             ranks=ranks,
             after_step=after_step,
             log_private_metrics=case.metrics,
@@ -173,7 +178,7 @@ class Counted:
         setattr(owner, name, counted)
 
 
-DISAGREEMENTS = ("plan", "data", "labels", "settings", "augment", "network", "metrics")
+DISAGREEMENTS = ("plan", "data", "labels", "settings", "augment", "images", "network", "metrics")
 
 
 def disagree(what: str, folder: Path, ranks: Ranks) -> str:
@@ -196,6 +201,7 @@ def disagree(what: str, folder: Path, ranks: Ranks) -> str:
             Randomness.create(11) if ranks.leads else None,
             device=CPU,
             augment=Augment(AugmentConfig(shift=1), 2) if odd and what == "augment" else None,
+            images_per_unit=1 if odd and what == "images" else None,
             ranks=ranks,
             log_private_metrics=odd and what == "metrics",
         )
