@@ -173,7 +173,7 @@ def _explaining(record: Record) -> Iterator[None]:
     except Refused as error:
         raise DataError(
             f"Image {record.image} cannot be read any more ({error.reason}); run 'dpeq index' again."
-        ) from error
+        ) from None
     except DataError as error:
         raise DataError(f"Image {record.image} cannot be used: {error}.") from error
     except Exception as error:
@@ -193,7 +193,7 @@ def _check_unchanged(record: Record, path: Path, stamp: FileStamp) -> None:
     except OSError as error:  # its own text names the path, which may name the patient
         raise DataError(
             f"Image {record.image} cannot be read any more ({error.strerror}); run 'dpeq index' again."
-        ) from error
+        ) from None
     if not same:
         raise DataError(
             f"A file of image {record.image} is not what it was when it was indexed; run 'dpeq index' again."

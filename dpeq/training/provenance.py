@@ -20,21 +20,30 @@ import dpeq
 __all__ = ["command_line", "environment", "peak_memory_mib", "versions"]
 
 _PACKAGES = ("torch", "opacus", "escnn", "monai", "numpy", "prv-accountant", "dp-accounting", "pydicom", "scikit-learn")
+_PLACES = ("runs", "reports", "out", "data-root", "resume", "data.root", "data.manifest", "model.weights")
 _FILES = (".yaml", ".yml", ".json", ".safetensors", ".npz", ".csv", ".py")
 
 
 def command_line(program: str, arguments: Sequence[str]) -> str:
     """What was typed, for a report. Paths are left out: reports travel, and folders are named after people."""
-    return " ".join([program, *map(_without_path, arguments)])
+    told, before = [program], ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        named = name if equals else before if before.startswith("-") else ""
+        if _is_path(name):
+            told.append("<path>")
+        elif named.lstrip("-") in _PLACES or _is_path(value):
+            told.append(f"{name}=<path>" if equals else "<path>")
+        else:
+            told.append(shlex.quote(argument))
+        before = "" if equals else argument
+    return " ".join(told)
 
 
-def _without_path(argument: str) -> str:
-    before, equals, value = argument.rpartition("=")
-    separators = (os.sep, os.altsep or os.sep)
-    named_file = Path(value).suffix.lower() in _FILES or (0 < len(value) < 256 and Path(value).is_file())
-    if named_file or value.startswith("~") or any(separator in value for separator in separators):
-        return f"{before}{equals}<path>"
-    return shlex.quote(argument)
+def _is_path(text: str) -> bool:
+    if text.startswith("~") or os.sep in text or (os.altsep or os.sep) in text:
+        return True
+    return Path(text).suffix.lower() in _FILES or (0 < len(text) < 256 and Path(text).exists())
 
 
 def versions() -> dict[str, str]:

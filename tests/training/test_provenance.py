@@ -12,6 +12,10 @@ from dpeq.training.provenance import command_line
             ["train", "demo", "data.manifest=/ct/Doe/m", "--runs=doe/runs"],
             "dpeq train demo data.manifest=<path> --runs=<path>",
         ),
+        (["train", "demo", "data.manifest=/x/patient=DOE/y=1/m.json"], "dpeq train demo data.manifest=<path>"),
+        (["train", "demo", "data.root=DOE", "--reports", "DOE"], "dpeq train demo data.root=<path> --reports <path>"),
+        (["train", "--resume", "DOE"], "dpeq train --resume <path>"),
+        (["train", "demo", "a/DOE=1"], "dpeq train demo <path>"),
         (["train", "demo", "--data-root", "~doe"], "dpeq train demo --data-root <path>"),
         (["train", "demo", "data.spacing=[2,2,2]", "name=a b"], "dpeq train demo 'data.spacing=[2,2,2]' 'name=a b'"),
         (["train", "demo", "model.weights=doe.safetensors"], "dpeq train demo model.weights=<path>"),
@@ -25,4 +29,4 @@ def test_the_command_is_told_without_paths(typed, told):
 def test_a_file_without_a_telling_name_is_a_path_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "doe").write_text("")
-    assert command_line("dpeq", ["train", "doe", "--runs", "roe"]) == "dpeq train <path> --runs roe"
+    assert command_line("dpeq", ["train", "doe", "--runs", "roe"]) == "dpeq train <path> --runs <path>"

@@ -129,8 +129,7 @@ def read_enhanced(root: Path, source: Source) -> Volume:
                 voxels = np.empty((len(values), len(volume), *values.shape[1:]), np.float32)
             voxels[:, k] = values
     slices = [plan.slices[index] for index in volume]
-    placed = len(slices) > 1 or bool(slices[0].thickness)
-    return Volume(voxels.transpose(0, 3, 2, 1), affine_of(slices), "placed" if placed else "scaled")
+    return Volume(voxels.transpose(0, 3, 2, 1), affine_of(slices), "placed")
 
 
 def _plane(data: Dataset, layout: Layout, index: int) -> Plane:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -225,7 +226,23 @@ def order_of(slices: Sequence[Slice]) -> list[int]:
     distance = float(step @ normal)
     if float(np.linalg.norm(step - distance * normal)) > _ALONG * distance:
         raise Refused("slices shifted against each other (gantry tilt)")
+    if _decimated([slices[i] for i in order], distance):
+        raise Refused("missing slices", "every other one, or fewer")
     return [int(i) for i in order]
+
+
+def _decimated(ordered: Sequence[Slice], distance: float) -> bool:
+    """Whether regular slices are every k-th of more, as both their numbers and the distance that they promise say.
+
+    Neither alone says it: time points count on within a position, and some devices write the gap between slices where
+    their distance belongs.
+    """
+    numbers = [s.number for s in ordered]
+    if None in numbers or not ordered[0].thickness:
+        return False
+    steps = {abs(b - a) for a, b in pairwise(numbers)}  # type: ignore[operator]  # none is None
+    k = next(iter(steps))
+    return len(steps) == 1 and k > 1 and abs(distance / ordered[0].thickness / k - 1) <= 0.05
 
 
 def _regular(ordered: np.ndarray) -> bool:
@@ -252,8 +269,8 @@ def affine_of(slices: Sequence[Slice]) -> np.ndarray:
     """From voxel (x = column, y = row, z = number of the slice) to RAS mm.
 
     Args:
-        slices: in the order of :func:`order_of`. A single one needs a ``thickness``: its third column is the normal
-            times that.
+        slices: in the order of :func:`order_of`. The third column of a single one is the normal times its
+            ``thickness``, or 1.
 
     Raises:
         Refused: when they do not fill a regular grid in this order.

@@ -52,8 +52,8 @@ def assemble(slices: Sequence[tuple[str, Header]]) -> tuple[list[Source], list[t
 def read_dicom(root: Path, source: Source) -> Volume:
     """Voxels and geometry of one image.
 
-    A single slice that says neither its thickness nor its distance to the next has geometry "scaled": the edges of its
-    pixels are known, the third edge is put at 1.
+    A single slice that says neither its thickness nor its distance to the next has a third edge of 1: it lies in the
+    patient all the same, and is turned like its neighbours that do say.
 
     Raises:
         Refused: when a file is not what it was, or its pixels cannot be decoded.
@@ -87,5 +87,4 @@ def read_dicom(root: Path, source: Source) -> Volume:
         return Volume(volume, np.diag(edges), "scaled" if first.spacing else "none")
     if len({plane.modality for plane in planes}) > 1:
         raise Refused("slices of different modalities")
-    affine = affine_of(slices)
-    return Volume(volume, affine, "placed" if len(slices) > 1 or first.thickness else "scaled")
+    return Volume(volume, affine_of(slices), "placed")

@@ -173,12 +173,12 @@ def test_lossless_encodings_of_one_series_are_the_same_to_the_last_bit():
         np.testing.assert_array_equal(other.affine, first.affine)
 
 
-def test_a_single_slice_without_thickness_has_its_voxels_and_its_spacing_in_the_plane():
-    """The ground truth puts a thickness of 1 where the file has none; ours says that it knows the pixels alone."""
+def test_a_single_slice_without_thickness_lies_where_it_lies():
+    """A thickness of 1 stands where the file has none, in the ground truth too."""
     folder = shared_data("dicom", "encodings", "ge", "anatomical", "001_single_slice")
     (volume,) = volumes_of(folder)
     truth, affine = truth_of(folder)
-    assert volume.geometry == "scaled"
+    assert volume.geometry == "placed"
     (a, affine_a), (b, affine_b) = canonical(volume.voxels, volume.affine), canonical(truth[0], affine)
     np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(affine_a, affine_b, atol=1e-4)

@@ -81,13 +81,35 @@ def test_radiographs_of_one_series_are_images_of_their_own(write_series):
     assert not reasons
 
 
-def test_a_single_slice_that_says_how_thick_it_is_is_placed(write_series):
+def test_a_single_slice_is_placed_whether_it_says_how_thick_it_is_or_not(write_series):
+    """Else two slices of one orientation would be turned differently."""
     (path,) = write_series(slices=1, SliceThickness=2.5)
     (source,), _ = outcome([path])
     volume = read_dicom(path.parent, source)
     assert (volume.geometry, volume.spacing) == ("placed", (3, 2, 2.5))
     (path,) = write_series("thin", slices=1)
-    assert read_dicom(path.parent, Source("dicom", (path.name,))).geometry == "scaled"
+    thin = read_dicom(path.parent, Source("dicom", (path.name,)))
+    assert (thin.geometry, thin.spacing) == ("placed", (3, 2, 1))
+    np.testing.assert_array_equal(thin.affine[:, [0, 1, 3]], volume.affine[:, [0, 1, 3]])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "edge", "missing"),
+    [
+        ((1, 3, 5, 7), 2.0, True),  # slices lie 4 mm apart: every other one is gone
+        ((7, 5, 3, 1), 2.0, True),
+        ((1, 5, 9, 13), 1.0, True),
+        ((1, 2, 3, 4), 2.0, False),  # a gap between slices, or one reconstruction in two
+        ((1, 3, 5, 7), 4.0, False),  # numbers of two echoes, of which the other is elsewhere
+        ((1, 3, 5, 7), 3.0, False),
+        ((1, 3, 6, 8), 2.0, False),
+        ((1, 3, 5, 7), None, False),
+    ],
+)
+def test_every_other_slice_is_not_a_volume_of_twice_the_spacing(write_series, numbers, edge, missing):
+    change = {index: {"InstanceNumber": number} for index, number in enumerate(numbers)}
+    sources, reasons = outcome(write_series(change=change, SpacingBetweenSlices=edge))
+    assert (len(sources), reasons) == ((0, {"missing slices"}) if missing else (1, set()))
 
 
 def test_files_that_changed_since_they_were_indexed_are_refused(write_series):
