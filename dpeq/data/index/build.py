@@ -62,7 +62,8 @@ def index_folder(
 
     Args:
         labels: a CSV whose rows are found by the most specific of the columns path (relative to the folder), image_id,
-            series_id, study_id and patient_id that it has. Its column ``label_column`` holds names or indices of
+            series_id, study_id and patient_id that it has; a row that fits several patients, or of an image several
+            files, is not applied. Its column ``label_column`` holds names or indices of
             classes; optional are ``split`` (train, val or test) and ``patient_id``, which must agree with the headers.
             Without splits a keyed hash of the patient decides: 70 % train, 10 % val, 20 % test of every combination of
             labels.
@@ -119,7 +120,7 @@ def index_folder(
         seen,
         accepted,
         rejects,
-        gathering.left_out,
+        sum(gathering.left_out[file] for file in manifest.files),
         Counter((kind, reason) for kind, _, reason in gathering.unmatched),
         identifying,
         headers,

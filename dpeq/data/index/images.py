@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,11 @@ from dpeq.errors import DataError
 __all__ = ["Gathering", "Image", "Mask"]
 
 _ONE = (Member(),)  # of a format whose files are one image each
+_SEVERAL = {
+    "image_id": "images of several files or patients",
+    "series_id": "series of several patients",
+    "study_id": "studies of several patients",
+}
 _NO_PATIENT = "no patient is known for it; give --layout, or a table with path and patient_id"
 
 
@@ -56,7 +62,7 @@ class Gathering:
     Attributes:
         masks_found: files that fit the pattern of masks.
         unmatched: ``(kind, name, reason)`` of what found no partner, each once, for the private list.
-        left_out: images of files of which other images are used.
+        left_out: by file, images of files of which other images are used.
     """
 
     scan: Scan
@@ -66,10 +72,32 @@ class Gathering:
     masks: Layout | None = None
     masks_found: list[Mask] = field(default_factory=list)
     unmatched: dict[tuple[str, str, str], None] = field(default_factory=dict)
-    left_out: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    _owners: dict[str, set[tuple[str, ...]]] = field(default_factory=lambda: defaultdict(set))
 
-    def images(self) -> Iterator[Image]:
+    def images(self) -> list[Image]:
         """All images of known patient and label."""
+        found = list(self._candidates())
+        torn = {key for key, owners in self._owners.items() if len(owners) > 1}
+        if self.table is None or not torn:
+            return found
+        # Ids that are unique in a patient or a file alone, such as numbers: whom the row means must not be guessed.
+        kind = self.table.key
+        good = [image for image in found if not torn.intersection(_keys(image)[kind])]
+        used = {image.source.files for image in good}
+        rejected: dict[tuple[str, ...], Refused] = {}
+        for image in found:
+            if torn.intersection(_keys(image)[kind]):
+                why = self._list_key(image, f"its row in the table fits {_SEVERAL[kind]}")
+                if image.source.files in used:
+                    self._leave_out(image, why)
+                else:
+                    rejected[image.source.files] = why
+        for files, why in rejected.items():
+            self.scan.reject(files, why)
+        return good
+
+    def _candidates(self) -> Iterator[Image]:
         twice = self.scan.claimed_twice()
         for slices in self.scan.slices():
             yield from self._of_series(slices, twice)
@@ -144,10 +172,14 @@ class Gathering:
         if not good:
             self.scan.reject([path], bad[0][1])
             return
-        self.left_out += len(bad)
         for image, why in bad:
-            self.note("image", f"{path}#{image.source.part}", why.reason)
+            self._leave_out(image, why)
         yield from good
+
+    def _leave_out(self, image: Image, why: Refused) -> None:
+        (path,) = image.source.files
+        self.left_out[path] += 1
+        self.note("image", f"{path}#{image.source.part}", why.reason)
 
     def _take_mask(self, path: str, header: Header) -> None:
         assert self.masks is not None
@@ -193,6 +225,10 @@ class Gathering:
         if not told:
             return Refused(_NO_PATIENT)
         image.ids["patient"] = told.pop()
+        if row is not None and self.table is not None and self.table.key in _SEVERAL:
+            owner = (image.ids["patient"], *(image.source.files if self.table.key == "image_id" else ()))
+            for key in _keys(image)[self.table.key]:
+                self._owners[key].add(owner)
         if self.layout is not None and "label" in self.layout.names:
             label = self.classes.index(values["label"])
             if label is None:

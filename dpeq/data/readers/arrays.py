@@ -4,7 +4,7 @@
 ``images``           ``[N, rows, columns]``: grey, any real type; or ``[N, rows, columns, 3]`` of uint8: RGB; or
                      ``[N, x, y, z]``: volumes, any real type unless it is uint8 with z = 3
 ``patient_id``       ``[N]`` strings or whole numbers; optional
-``image_id``         likewise; without it an image is called by its row number
+``image_id``         likewise; optional
 ===================  ==========================================================================================
 
 Other arrays are not looked at. Nothing is unpickled, and headers are read without their arrays: the sizes that they
@@ -68,9 +68,9 @@ def read_npz_header(path: Path) -> Header:
         images = arrays["images"]
         shape, rows = _image_shape(images), images.shape[0]
         patients = _ids(arrays, "patient_id", rows) or ("",) * rows
-        names = _ids(arrays, "image_id", rows) or tuple(map(str, range(rows)))
-    members = tuple(map(Member, patients, names))
-    if len(set(members)) != rows:
+        names = _ids(arrays, "image_id", rows)  # never row numbers: those of another file are the same
+    members = tuple(map(Member, patients, names or ("",) * rows))
+    if names is not None and len(set(members)) != rows:
         raise Refused("two images of the same id in one file")
     return Header("npz", shape, members=members)
 

@@ -139,11 +139,54 @@ def test_patients_may_have_images_of_different_labels(tmp_path, out):
     assert set(map(frozenset, by_patient.values())) == {frozenset({0, 1})}
 
 
-def write_npz(path: Path, patients: list[str]) -> Path:
+def write_npz(path: Path, patients: list[str], **more: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     images = np.random.default_rng(0).integers(0, 255, (len(patients), 6, 7)).astype(np.uint8)
-    np.savez(path, images=images, patient_id=np.array(patients))
+    np.savez(path, images=images, patient_id=np.array(patients), **more)
     return path
+
+
+def test_a_number_of_a_row_is_no_id_of_an_image(tmp_path, out):
+    for n in range(3):
+        write_npz(tmp_path / "a" / f"{n}.npz", [f"p{n}"] * 4)
+    table = write_table(tmp_path / "l.csv", "image_id,label", [f"{k},{k % 2}" for k in range(4)])
+    with pytest.raises(DataError, match="No image"):
+        run(tmp_path / "a", table, out)
+    assert set(rejects(out).values()) == {"no label is known for it"}
+    # Nor does it take the place of the id that the path gives.
+    table = write_table(tmp_path / "l.csv", "image_id,label,split", ["0,0,train", "1,1,val", "2,1,test"])
+    summary = run(tmp_path / "a", table, out, layout="{image}.npz")
+    assert {(r.files[0], r.label, r.split) for r in summary.manifest.records} == {
+        ("0.npz", 0, "train"), ("1.npz", 1, "val"), ("2.npz", 1, "test"),
+    }  # fmt: skip
+
+
+def test_a_row_that_fits_images_of_several_files_or_patients_is_not_applied(tmp_path, out):
+    write_npz(tmp_path / "a" / "x.npz", [*NAMES, "q"], image_id=np.arange(11))
+    write_npz(tmp_path / "a" / "y.npz", ["p0"], image_id=np.array([0]))
+    write_npz(tmp_path / "a" / "z.npz", ["r", "s"], image_id=np.array([11, 11]))
+    table = write_table(tmp_path / "l.csv", "image_id,label", [f"{k},{k % 2}" for k in range(12)])
+    summary = run(tmp_path / "a", table, out)
+    reason = "its row in the table fits images of several files or patients"
+    assert {record.source.part for record in summary.manifest.records} == set(range(1, 11))
+    assert rejects(out) == {"y.npz": reason, "z.npz": reason}
+    assert summary.images_left_out == 1
+    assert unmatched(out) == [("image", "x.npz#0", reason), ("image_id", "0", reason), ("image_id", "11", reason)]
+    # A patient_id beside says whose it is.
+    rows = [f"{k},{name},{k % 2}" for k, name in enumerate([*NAMES, "q"])] + ["11,r,1"]
+    summary = run(tmp_path / "a", write_table(tmp_path / "l.csv", "image_id,patient_id,label", rows), out)
+    assert ("z.npz", 0) in {(record.files[0], record.source.part) for record in summary.manifest.records}
+    assert rejects(out) == {"y.npz": reason}
+
+
+def test_a_row_of_a_study_is_one_patients(tmp_path, out):
+    for n, name in enumerate(NAMES):
+        write_nifti(tmp_path / "a" / name / f"before{'' if n else ' all'}" / "x.nii", n)
+    table = write_table(tmp_path / "l.csv", "study_id,label", ["before,1", "before all,0"])
+    with pytest.raises(DataError, match="no val images"):
+        run(tmp_path / "a", table, out, layout="{patient}/{study}/x.nii")
+    reason = "its row in the table fits studies of several patients"
+    assert rejects(out) == {f"p{n}/before/x.nii": reason for n in range(1, 10)}
 
 
 def test_images_of_a_file_are_left_out_one_by_one_for_lack_of_label_or_patient(tmp_path, out):

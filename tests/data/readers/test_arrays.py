@@ -82,12 +82,12 @@ def test_columns_first(tmp_path):
 
 def test_ids(tmp_path):
     path = tmp_path / "a.npz"
-    assert read_npz_header(saved(path, images=GREY)).members == tuple(Member("", str(row)) for row in range(4))
+    assert read_npz_header(saved(path, images=GREY)).members == (Member(),) * 4
     text, numbers = np.array(["Bé ", "A", "A", "C"]), np.array([7, 7, 8, 7], np.uint16)
     header = read_npz_header(saved(path, images=GREY, patient_id=text, image_id=numbers))
     assert header.members == (Member("Bé", "7"), Member("A", "7"), Member("A", "8"), Member("C", "7"))
     header = read_npz_header(saved(path, images=GREY, patient_id=np.char.encode(text, "utf-8")))
-    assert header.members[0] == Member("Bé", "0")
+    assert header.members[0] == Member("Bé")
     assert reason(saved(path, images=GREY, patient_id=text, image_id=np.zeros(4, int))) == (
         "two images of the same id in one file"
     )
