@@ -37,6 +37,7 @@ _MOST_KEPT = 1 << 29
 _MOST_MEMBERS = 1 << 16
 _DEFLATE_RATIO = 1032  # no deflate stream holds more bytes per byte (zlib's technical notes)
 _CHUNK = 1 << 18
+_LAST_CODE = 5  # NIFTI_XFORM_TEMPLATE_OTHER
 _APART = 0.5  # voxels, between qform and sform
 _EDGE = 1e-3  # relative, between affine and pixdim
 _SHEAR = 1e-3  # cosine between two axes
@@ -257,7 +258,9 @@ def _grid(dim: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
 def _affine(field: dict[str, tuple], shape: tuple[int, int, int], count: int) -> np.ndarray:
     """Voxel to RAS in the file's own unit; see the module for what is refused."""
     qform_code, sform_code = field["codes"]
-    if qform_code <= 0 and sform_code <= 0:
+    if not (0 <= qform_code <= _LAST_CODE and 0 <= sform_code <= _LAST_CODE):  # readers take these for 0 or for set
+        raise Refused("a kind of orientation that does not exist", (qform_code, sform_code))
+    if qform_code == sform_code == 0:
         raise Refused("a NIfTI image without orientation")
     sform = np.eye(4)
     sform[:3] = np.array(field["rows"]).reshape(3, 4)

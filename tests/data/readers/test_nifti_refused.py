@@ -64,6 +64,8 @@ def test_geometry_that_is_none(tmp_path):
         ({"datatype": 1536, "bitpix": 128}, "values of a type that is not read"),
         ({"datatype": 1, "bitpix": 1}, "values of a type that is not read"),
         ({"datatype": 0, "bitpix": 0}, "values of a type that is not read"),
+        ({"qform_code": 257}, "a kind of orientation that does not exist"),
+        ({"sform_code": -1}, "a kind of orientation that does not exist"),
         ({"bitpix": 8}, "a header that contradicts itself"),
         ({"vox_offset": 0}, "a header that contradicts itself"),
         ({"vox_offset": np.nan}, "a header that contradicts itself"),
