@@ -179,31 +179,35 @@ def index(
 
 
 @app.command()
-def plan(config: Config, overrides: Overrides = None, json: Json = False) -> None:
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    wanted: Annotated[
+        str | None,
+        typer.Option("--for", help="Solve for steps, batch or epsilon instead, at the noise of --noise-multiplier."),
+    ] = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option("--noise-multiplier", help="Noise per step, in clipping norms; with --for.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the trade-off around the plan: svg, png, pdf.")
+    ] = None,
+    time: Annotated[bool, typer.Option("--time/--no-time", help="Also estimate how long a training takes.")] = True,
+    json: Json = False,
+) -> None:
     """Show what a training would cost in privacy and time, before any training."""
-    from dpeq.config import load_config
+    from dpeq.plan_verb import show_plan
 
-    loaded = load_config(config, overrides or [])  # before the seconds that the other imports take
-    from dpeq.console import plan_table, print_json
-    from dpeq.models.registry import build_model
-    from dpeq.training.estimate import estimate_seconds
-    from dpeq.training.run import choose_device, make_plan, prepare
-
-    prepared = prepare(loaded)
-    result = make_plan(prepared)
-    training = prepared.config.training
-    model = build_model(prepared.spec, prepared.shape[0], len(prepared.card.classes), seed=0)
-    seconds = estimate_seconds(
-        model,
-        prepared.shape,
-        result,
-        physical_units=training.physical_units,
-        device=choose_device(training.device),
+    show_plan(
+        _out,
+        config,
+        overrides or [],
+        wanted=wanted,
+        noise_multiplier=noise_multiplier,
+        plot=plot,
+        time=time,
+        json=json,
     )
-    if json:
-        print_json({**result.to_dict(), "seconds_estimate": round(seconds, 3)})
-    else:
-        _out.print(plan_table(result, seconds))
 
 
 @app.command()

@@ -18,6 +18,7 @@ from rich.text import Text
 from dpeq.advice import GroupAdvice
 from dpeq.privacy.curve import EpsilonCurve
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.privacy.solving import Solution
 from dpeq.reporting.numbers import round_up
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "models_table",
     "plan_table",
     "print_json",
+    "solution_table",
     "summary_table",
     "verdict_table",
 ]
@@ -89,7 +91,7 @@ class RichObserver:
         elif self._task is not None:
             # One live row, the current one: the columns of several would take each other's room.
             self._progress.remove_task(self._task)
-            self._console.print(f"  {self._text}: {_duration(time.monotonic() - self._began)}", soft_wrap=True)
+            self._console.print(f"  {self._text}: {duration(time.monotonic() - self._began)}", soft_wrap=True)
         self._begin(text)
         self._task = self._progress.add_task(text, total=None, facts="")
 
@@ -116,7 +118,7 @@ class RichObserver:
         told = [f"{done} of {total}", *facts]
         if before < done < total:
             left = (total - done) * (time.monotonic() - began) / (done - before)
-            told.append(f"{_duration(left)} left")
+            told.append(f"{duration(left)} left")
         text = "\n".join([", ".join(told), *below])
         if self._task is not None:
             if self._progress.tasks[-1].total is None:
@@ -158,7 +160,25 @@ def plan_table(plan: PrivacyPlan, seconds: float | None) -> Table:
     if plan.accountant_note:
         rows.append(("note", plan.accountant_note))
     if seconds is not None:
-        rows.append(("time on this machine", f"about {_duration(seconds)}"))
+        rows.append(("time on this machine", f"about {duration(seconds)}"))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def solution_table(solution: Solution, override: str) -> Table:
+    """One constant solved for, the others as given, and how a configuration says it."""
+    table = Table(title=f"Solved for {solution.unknown}", show_header=False, title_justify="left")
+    batch = solution.expected_batch_size
+    rows = [
+        ("epsilon, delta", f"{round_up(solution.epsilon, 3)}, {solution.delta:g}, by {solution.accountant}"),
+        ("noise multiplier", f"{solution.noise_multiplier:g}"),
+        ("steps", str(solution.steps)),
+        ("sampling", f"Poisson, rate {solution.sample_rate:.5f}" + (f", expected batch {batch}" if batch else "")),
+        ("train with", override),
+    ]
+    if solution.accountant_note:
+        rows.insert(1, ("note", solution.accountant_note))
     for row in rows:
         table.add_row(*row)
     return table
@@ -182,7 +202,7 @@ def summary_table(report: dict[str, Any]) -> Table:
         )
     table.add_row("majority class", f"{utility['majority_accuracy']:.3f} accuracy")
     table.add_row("network", f"{report['model']['name']}, {report['model']['parameters']:,} parameters")
-    table.add_row("time", _duration(sum(report["resources"]["seconds"].values())))
+    table.add_row("time", duration(sum(report["resources"]["seconds"].values())))
     return table
 
 
@@ -272,7 +292,8 @@ def _scaled(value: int, step: int, units: tuple[str, ...]) -> str:
     return f"{scaled:.0f} {units[index]}".rstrip() if scaled >= 100 or index == 0 else f"{scaled:.3g} {units[index]}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A length of time as a person says it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
