@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from dpeq.data.index.labels import Classes, Table
 from dpeq.data.index.layout import Layout
 from dpeq.data.index.scan import Scan
+from dpeq.data.index.spelling import composed
 from dpeq.data.manifest import SPLITS
 from dpeq.data.readers.dicom_series import assemble
 from dpeq.data.readers.source import Header, Member, Refused, Source
@@ -18,6 +19,7 @@ __all__ = ["Gathering", "Image", "Mask"]
 
 _ONE = (Member(),)  # of a format whose files are one image each
 _SEVERAL = {
+    "path": "files of names that look the same",
     "image_id": "images of several files or patients",
     "series_id": "series of several patients",
     "study_id": "studies of several patients",
@@ -227,8 +229,8 @@ class Gathering:
         image.ids["patient"] = told.pop()
         if row is not None and self.table is not None and self.table.key in _SEVERAL:
             owner = (image.ids["patient"], *(image.source.files if self.table.key == "image_id" else ()))
-            for key in _keys(image)[self.table.key]:
-                self._owners[key].add(owner)
+            for number, key in enumerate(_keys(image)[self.table.key]):
+                self._owners[key].add((image.source.files[number],) if self.table.key == "path" else owner)
         if self.layout is not None and "label" in self.layout.names:
             label = self.classes.index(values["label"])
             if label is None:
@@ -277,4 +279,5 @@ def _ids(values: dict[str, str], patient: str, study: str, series: str, image: s
 def _keys(image: Image) -> dict[str, tuple[str, ...]]:
     """The ids of an image under the names of the columns of a table."""
     named = {name: image.ids[name] for name in ("image", "series", "study", "patient")}
-    return {"path": image.source.files, **{f"{name}_id": (text,) if text else () for name, text in named.items()}}
+    paths = tuple(map(composed, image.source.files))
+    return {"path": paths, **{f"{name}_id": (text,) if text else () for name, text in named.items()}}

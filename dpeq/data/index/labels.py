@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpeq.data.index.spelling import composed
 from dpeq.data.manifest import SPLITS
 from dpeq.errors import DataError
 
@@ -33,8 +34,9 @@ class Classes:
 
         Where a class is itself called by a number, a number can only be meant as a name.
         """
-        if text in self.names:
-            return self.names.index(text)
+        names = [composed(name) for name in self.names]
+        if composed(text) in names:
+            return names.index(composed(text))
         by_number = not any(name.isdigit() for name in self.names)
         if by_number and text.isascii() and text.isdigit() and int(text) < len(self.names):
             return int(text)
@@ -57,12 +59,12 @@ class Table:
     Attributes:
         key: the column that rows are found by, one of :data:`KEYS`.
         has_labels, has_splits: whether it has such columns.
-        rows: by their id.
+        rows: by their id in composed spelling.
     """
 
     def __init__(self, path: Path, classes: Classes, label_column: str, *, need_labels: bool) -> None:
         """Reads it; raises :class:`DataError` for a table that cannot be right, by the number of the line alone."""
-        self.path = path
+        self.path, label_column = path, composed(label_column)
         self.rows: dict[str, Row] = {}
         self.used: set[str] = set()
         try:
@@ -75,7 +77,7 @@ class Table:
             raise DataError(f"The labels {path} cannot be read ({why}); save them as CSV in UTF-8.") from None
 
     def _read(self, lines: csv.DictReader[str], classes: Classes, label_column: str, need_labels: bool) -> None:
-        columns = [str(name).strip() for name in lines.fieldnames or ()]
+        columns = [composed(str(name).strip()) for name in lines.fieldnames or ()]
         lines.fieldnames = columns
         if len(set(columns)) < len(columns):
             raise DataError(f"{self.path} has two columns of one name; rename one.")
@@ -105,7 +107,7 @@ class Table:
         line = f"Line {number} of {self.path}"
         if None in cells or None in cells.values():
             raise DataError(f"{line} has not as many cells as the first line; mend it, with commas in quotes.")
-        cell = {name: str(value).strip() for name, value in cells.items()}
+        cell = {name: composed(str(value).strip()) for name, value in cells.items()}
         key = cell[self.key]
         if self.key == "path":
             key = key.removeprefix("./")
@@ -127,7 +129,7 @@ class Table:
             raise DataError(f"{line} gives {KEYS[self.key]} two {twice}s; give it one.")
 
     def find(self, ids: Mapping[str, tuple[str, ...]]) -> Row | None:
-        """The row of an image by its ids under each of :data:`KEYS`, and notes that it was found.
+        """The row of an image by its composed ids under each of :data:`KEYS`, and notes that it was found.
 
         Raises:
             LookupError: when rows of several files of the image contradict each other.

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dpeq.data.index.spelling import composed
 from dpeq.data.readers.source import Refused
 from dpeq.errors import ConfigError
 
@@ -40,7 +41,7 @@ class Layout:
 
     def __init__(self, pattern: str, option: str = "--layout") -> None:
         self.pattern = pattern
-        self._tokens = _parse(pattern, option)
+        self._tokens = _parse(composed(pattern), option)
         self.names = tuple(dict.fromkeys(token.text for token in self._tokens if token.kind == "name"))
         self._regex = re.compile(_regex(self._tokens), re.DOTALL)
         pieces = [_parse(piece, option) for piece in pattern.strip("/").split("/")]
@@ -49,11 +50,12 @@ class Layout:
         self._certain = max(wild) <= 1 and deep <= 1
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The values of the placeholders, or None for a path that does not fit.
+        """The values of the placeholders, in composed spelling, or None for a path that does not fit.
 
         Raises:
             Refused: when the path fits in several ways with different values.
         """
+        path = composed(path)
         found = self._regex.fullmatch(path)
         if found is None:
             return None

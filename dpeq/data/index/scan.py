@@ -20,6 +20,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+from dpeq.data.index.spelling import with_composed_ids
 from dpeq.data.index.walk import Entry
 from dpeq.data.private import create_private
 from dpeq.data.readers.source import Header, Refused
@@ -171,6 +172,7 @@ class Scan:
             names = json.dumps(found.identifying)
             self._base.execute("INSERT OR IGNORE INTO identifying (names) VALUES (?)", (names,))
             number = self._number("SELECT number FROM identifying WHERE names = ?", names)
+            found = with_composed_ids(found)
             text = replace(found, identifying=()).to_json()
             series = owner = None
             if found.format in ("dicom", "enhanced"):  # as JSON, because an id need not be valid text

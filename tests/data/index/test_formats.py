@@ -348,3 +348,56 @@ def test_names_that_are_no_valid_text_are_kept(tmp_path, out):
     summary = run(tmp_path / "a", None, out, layout="{label}p{patient}/*.png")
     assert summary.files_accepted == 10
     assert rejects(out) == {"\\udcff": "not an image (text)"}
+
+
+COMPOSED, APART = "M\u00fcller", "Mu\u0308ller"
+
+
+@pytest.mark.parametrize(("here", "there"), [(COMPOSED, APART), (APART, COMPOSED)])
+def test_ids_of_headers_that_look_the_same_are_the_same(tmp_path, write_series, out, here, there):
+    utf8 = {"SpecificCharacterSet": "ISO_IR 192"}
+    write_series("a/1", PatientID=here, SeriesInstanceUID="2.25.1", **utf8)
+    write_series("a/2", PatientID=there, SeriesInstanceUID="2.25.2", **utf8)
+    write_series("a/half", 4, {1: {"PatientID": there}}, PatientID=here, SeriesInstanceUID="2.25.5", **utf8)
+    write_series("a/3", PatientID="v", SeriesInstanceUID="2.25.3")
+    write_series("a/4", PatientID="t", SeriesInstanceUID="2.25.4")
+    table = write_table(tmp_path / "l.csv", "patient_id,label,split", [f"{here},1,train", "v,0,val", "t,0,test"])
+    summary = run(tmp_path / "a", table, out, modality=None)
+    assert summary.files_rejected == 0
+    assert summary.manifest.counts()["train"] == {"images": 3, "patients": 1}
+
+
+@pytest.mark.parametrize(("here", "there"), [(COMPOSED, APART), (APART, COMPOSED)])
+def test_paths_that_look_the_same_fit_the_same(tmp_path, out, here, there):
+    """Layouts, masks, names of classes and rows of tables; files are opened by their own names."""
+    for name, split in ((there, "train"), ("v", "val"), ("t", "test")):
+        write_nifti(tmp_path / "a" / split / f"{there}s" / f"{name}.nii", len(name))
+        write_nifti(tmp_path / "a" / "masks" / f"{here if name == there else name}.nii", 7)
+    options = {"classes": ("other", f"{here}s"), "masks": "masks/{patient}.nii"}
+    summary = run(tmp_path / "a", None, out, layout="{split}/{label}/{patient}.nii", **options)
+    assert (summary.files_rejected, summary.masks, {r.label for r in summary.manifest.records}) == (0, 3, {1})
+    names = ((here, "train"), ("v", "val"), ("t", "test"))
+    rows = [f"{split}/{here}s/{name}.nii,{name},1,{split}" for name, split in names]
+    table = write_table(tmp_path / "l.csv", "path,patient_id,label,split", rows)
+    summary = run(tmp_path / "a", table, out, masks="masks/{patient}.nii", layout=f"*/{here}s/{{patient}}.nii")
+    assert (summary.files_rejected, summary.masks, len(summary.manifest.records)) == (0, 3, 3)
+
+
+def test_a_row_of_a_path_is_one_files(tmp_path, out):
+    for n, name in enumerate((COMPOSED, APART, "v", "t")):
+        write_nifti(tmp_path / "a" / f"{name}.nii", n)
+    rows = [f"{COMPOSED}.nii,p,1,train", "v.nii,v,1,val", "t.nii,t,1,test"]
+    table = write_table(tmp_path / "l.csv", "path,patient_id,label,split", rows)
+    with pytest.raises(DataError, match="no train images"):
+        run(tmp_path / "a", table, out)
+    assert set(rejects(out).values()) == {"its row in the table fits files of names that look the same"}
+
+
+def test_members_and_rows_that_look_the_same_are_the_same(tmp_path, out):
+    write_npz(tmp_path / "a" / "x.npz", [COMPOSED, APART, "v", "t"])
+    rows = [f"{APART},1,train", "v,1,val", "t,0,test"]
+    summary = run(tmp_path / "a", write_table(tmp_path / "l.csv", "patient_id,label,split", rows), out)
+    assert summary.manifest.counts()["train"] == {"images": 2, "patients": 1}
+    rows.append(f"{COMPOSED},0,train")
+    with pytest.raises(DataError, match="a patient two labels"):
+        run(tmp_path / "a", write_table(tmp_path / "l.csv", "patient_id,label,split", rows), out)
