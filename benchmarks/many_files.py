@@ -73,7 +73,7 @@ def measure(files: int, size: int, workers: int | None, folder: Path | None) -> 
         command = [sys.executable, "-m", "benchmarks.many_files", "--index", name]
         command += [] if workers is None else ["--workers", str(workers)]
         for run in ("first", "again"):
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             result[run] = json.loads(done.stdout)
         result["scan_mib"] = round(sum(p.stat().st_size for p in place.glob("manifest.*")) / (1 << 20), 1)
         return result

@@ -45,9 +45,7 @@ def test_headers_of_damaged_files(name, dice, place):
     try:
         header = examine(place)
         if header.format in ("nifti", "picture", "npz"):
-            volume = read(
-                place.parent, Source(header.format, (place.name,), len(header.members) - 1)
-            )
+            volume = read(place.parent, Source(header.format, (place.name,), len(header.members) - 1))
             assert volume.voxels.shape == header.shape
     except Refused:
         pass
