@@ -46,7 +46,7 @@ def measure(folder: Path, epsilon: float, steps: int, seeds: int) -> list[dict[s
         )
         for name, (unit, views) in LEVELS.items():
             found = []
-            for seed in track(range(seeds), f"{name}:", Console(stderr=True), transient=True):
+            for seed in track(range(seeds), f"{name}:", console=Console(stderr=True), transient=True):
                 config = load_config(
                     "hannover_cxr",
                     [
