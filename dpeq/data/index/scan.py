@@ -1,14 +1,13 @@
 """What is known of each file, in an SQLite file beside the manifest: indexing can be stopped, gone on with, repeated.
 
-A file of the same size and time of change is not read again, unless the code that read it has changed. The store holds
-paths and ids, so it is readable by its owner alone from the moment it exists; SQLite gives its journal the same
-permissions. Nothing is spilled elsewhere: what SQLite would put into temporary files stays in memory, and is small.
+A file of the same size, times of change (``st_mtime_ns``, and ``st_ctime_ns``, which no program can set) and inode is
+not read again, unless the code that read it has changed. The store holds paths and ids, so it is readable by its owner
+alone from the moment it exists; SQLite gives its journal the same permissions. Nothing is spilled elsewhere: what SQLite
+would put into temporary files stays in memory, and is small.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import os
 import sqlite3
@@ -21,18 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from dpeq.data.index.spelling import with_composed_ids
+from dpeq.data.index.version import reader_version
 from dpeq.data.index.walk import Entry
 from dpeq.data.private import create_private
 from dpeq.data.readers.source import Header, Refused
 from dpeq.errors import DataError
 
-__all__ = ["Scan", "reader_version"]
+__all__ = ["Scan"]
 
 _TABLES = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE folders (number INTEGER PRIMARY KEY, path BLOB, device INTEGER, inode INTEGER, UNIQUE (device, inode));
 CREATE TABLE files (
-  number INTEGER PRIMARY KEY, path BLOB UNIQUE, size INTEGER, mtime_ns INTEGER,
+  number INTEGER PRIMARY KEY, path BLOB UNIQUE,
+  stamp TEXT,   -- size, mtime, ctime, inode: as text, because times and inodes can be larger than SQLite's integers
   run INTEGER,  -- the last one that saw it
   state INTEGER -- 0: to be examined, 1: known, 2: known for this run only
 );
@@ -55,7 +56,6 @@ CREATE TABLE fates (
 _TODO, _KNOWN, _PASSING = range(3)
 _PAGE = 1024
 _COMMIT_SECONDS = 1.0
-_PACKAGES = ("numpy", "pydicom", "pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm", "nibabel", "pillow")
 _MAY_PASS = frozenset(
     {
         "cannot be opened",
@@ -128,15 +128,14 @@ class Scan:
         self._at = 0
         stream = iter(entries)
         while page := list(islice(stream, _PAGE)):
-            rows = [(os.fsencode(e.path), e.size, e.mtime_ns, self._run, _PASSING if e.reason else _TODO) for e in page]
+            rows = [(os.fsencode(e.path), _stamp(e), self._run, _PASSING if e.reason else _TODO) for e in page]
             self._base.executemany(
                 f"""
-                INSERT INTO files (path, size, mtime_ns, run, state) VALUES (?, ?, ?, ?, ?)
+                INSERT INTO files (path, stamp, run, state) VALUES (?, ?, ?, ?)
                 ON CONFLICT (path) DO UPDATE SET
-                  run = excluded.run, size = excluded.size, mtime_ns = excluded.mtime_ns,
+                  run = excluded.run, stamp = excluded.stamp,
                   state = CASE
-                    WHEN state = {_KNOWN} AND excluded.state = {_TODO}
-                      AND size = excluded.size AND mtime_ns = excluded.mtime_ns THEN {_KNOWN}
+                    WHEN state = {_KNOWN} AND excluded.state = {_TODO} AND stamp = excluded.stamp THEN {_KNOWN}
                     ELSE excluded.state
                   END
                 """,
@@ -237,10 +236,11 @@ class Scan:
 
     # ------------------------------------------------------------------------------------------------ voxels
 
-    def stamp(self, path: str) -> tuple[int, int]:
-        """Size and time of change of a file as the walk found them."""
-        row = self._base.execute("SELECT size, mtime_ns FROM files WHERE path = ?", (os.fsencode(path),)).fetchone()
-        return int(row[0]), int(row[1])
+    def stamp(self, path: str) -> tuple[int, int, int, int]:
+        """Size, ``mtime_ns``, ``ctime_ns`` and inode of a file as the walk found them."""
+        row = self._base.execute("SELECT stamp FROM files WHERE path = ?", (os.fsencode(path),)).fetchone()
+        size, mtime, ctime, inode = map(int, row[0].split())
+        return size, mtime, ctime, inode
 
     def checked(self, key: bytes) -> Any:
         """What :meth:`keep_check` was given under this key, or None."""
@@ -331,19 +331,8 @@ class Scan:
             self._commit()
 
 
-def reader_version() -> str:
-    """Changes with the code that reads files: that of the readers, and the versions of what they are built on."""
-    digest = hashlib.sha256(_TABLES.encode())
-    for folder in ("readers", "."):
-        for path in sorted((Path(__file__).parent.parent / folder).glob("*.py")):
-            if folder == "readers" or path.name == "deid.py":
-                digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for package in _PACKAGES:
-        try:
-            digest.update(f"{package} {importlib.metadata.version(package)}".encode())
-        except importlib.metadata.PackageNotFoundError:
-            digest.update(f"{package} none".encode())
-    return digest.hexdigest()
+def _stamp(entry: Entry) -> str:
+    return f"{entry.size} {entry.mtime_ns} {entry.ctime_ns} {entry.inode}"
 
 
 def _plain(text: str) -> str:

@@ -63,7 +63,7 @@ def verify(scan: Scan, workers: Workers, images: Sequence[Image], progress: Call
     for files, found in workers.check(_batches(waiting, groups)):
         group = groups[files]
         if isinstance(found, Check):
-            if any((stamp.size, stamp.mtime_ns) != scan.stamp(name) for name, stamp in found.files.items()):
+            if any((s.size, s.mtime_ns, s.ctime_ns) != scan.stamp(name)[:3] for name, s in found.files.items()):
                 found = Refused("changed while it was read")
             elif [image.shape for image in found.images] != group.shapes:
                 found = Refused("not the image that its header promises")

@@ -24,12 +24,14 @@ class Entry:
 
     Attributes:
         path: relative to the root, with slashes; bytes that are not valid text are surrogates (PEP 383).
-        size, mtime_ns: of the file behind a link.
+        size, mtime_ns, ctime_ns, inode: of the file behind a link.
     """
 
     path: str
     size: int = 0
     mtime_ns: int = 0
+    ctime_ns: int = 0
+    inode: int = 0
     reason: str = ""
     detail: str = ""
 
@@ -90,7 +92,7 @@ def _look(entry: os.DirEntry[str], path: str, folders: Folders) -> Entry | None:
         reason = "a link to nothing" if entry.is_symlink() else "cannot be read"  # to itself, for instance
         return Entry(path, reason=reason, detail=str(error.strerror))
     if stat.S_ISREG(status.st_mode):
-        return Entry(path, status.st_size, status.st_mtime_ns)
+        return Entry(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     if link and stat.S_ISDIR(status.st_mode):
         return Entry(path, reason="a link to a folder, which is not followed")
     return Entry(path, reason="no file (a pipe, a socket or a device)")

@@ -125,6 +125,27 @@ def test_a_second_run_reads_what_changed(room):
     }
 
 
+def test_files_that_took_each_others_place_are_read_again(room):
+    """Their sizes and times are the same."""
+    one, two, aside = (room / "a" / name for name in ("p3.nii", "p4.nii", "aside"))
+    for path in (one, two):
+        os.utime(path, ns=(10**18, 10**18))
+    before = finish(room)
+    take_log(room, "examined")
+    one.rename(aside), two.rename(one), aside.rename(two)
+    after = finish(room)
+    assert sorted(take_log(room, "examined")) == ["p3.nii", "p4.nii"]
+    assert after.files["p3.nii"].sha256 == before.files["p4.nii"].sha256 != before.files["p3.nii"].sha256
+
+
+def test_a_file_of_the_far_future_is_indexed(room):
+    os.utime(room / "a" / "p3.nii", ns=(2**63 + 10**9, 2**63 + 10**9))
+    if (room / "a" / "p3.nii").stat().st_mtime_ns < 2**63:
+        pytest.skip("this file system has no such times")
+    assert "p3.nii" in finish(room).files
+    assert finish(room).files["p3.nii"].mtime_ns > 2**63
+
+
 def test_a_file_that_changes_while_it_is_indexed_is_refused(room, monkeypatch):
     """While its voxels are read, and between the walk and that."""
     (room / "fickle.py").write_text(

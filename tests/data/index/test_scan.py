@@ -4,12 +4,14 @@ import contextlib
 import os
 import sqlite3
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dpeq.data.index import scan as module
-from dpeq.data.index.scan import Scan, reader_version
+from dpeq.data.index.scan import Scan
+from dpeq.data.index.version import reader_version
 from dpeq.data.index.walk import Entry
 from dpeq.data.readers.source import Header, Member, Refused, Slice
 from dpeq.errors import DataError
@@ -53,6 +55,18 @@ def test_what_is_known_stays_known_until_the_file_changes(store, tmp_path):
         assert scan.close_accounts() == (4, 2, {"why": 1, "not an image (text)": 1})
         assert list(scan.accepted()) == ["a", "b/M\udcfcller"]
         assert list(scan.rejects()) == [("c", "not an image (text)", "Doe\\udcfc"), ("e", "why", "d\\udcfc")]
+
+
+@pytest.mark.parametrize("place", ["size", "mtime_ns", "ctime_ns", "inode"])
+def test_a_file_that_differs_in_anything_is_read_again(store, tmp_path, place):
+    """Numbers beyond the integers of SQLite too."""
+    entry = Entry("a", 1, 2**63 + 1, 2**70, 2**64 - 1)
+    for each, todo in ((entry, ["a"]), (entry, []), (replace(entry, **{place: getattr(entry, place) + 1}), ["a"])):
+        with Scan(store, tmp_path) as scan:
+            scan.note([each])
+            assert list(scan.todo()) == todo
+            assert scan.stamp("a") == (each.size, each.mtime_ns, each.ctime_ns, each.inode)
+            scan.keep("a", header())
 
 
 def test_what_may_pass_is_looked_at_again(store, tmp_path):
@@ -99,8 +113,9 @@ def test_the_version_of_the_readers_is_that_of_their_code(monkeypatch):
     before = reader_version()
     assert before == reader_version()
     read_bytes = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read_bytes(path) + b"#" * (path.name == "nifti.py"))
-    assert reader_version() != before
+    for name in ("nifti.py", "deid.py", "check.py", "verify.py"):
+        monkeypatch.setattr(Path, "read_bytes", lambda path, name=name: read_bytes(path) + b"#" * (path.name == name))
+        assert reader_version() != before
 
 
 def test_a_file_that_is_lost_or_counted_twice_is_noticed(store, tmp_path):

@@ -48,8 +48,9 @@ def test_everything_that_is_no_folder_is_found_once(tmp_path):
         server.bind(str(root / "socket"))
     entries = found(root)
     status = (root / "b" / "c" / "file").stat()
-    assert entries["b/c/file"] == Entry("b/c/file", 5, status.st_mtime_ns)
-    assert entries["link to a file"] == Entry("link to a file", 5, status.st_mtime_ns)
+    stamp = (5, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    assert entries["b/c/file"] == Entry("b/c/file", *stamp)
+    assert entries["link to a file"] == Entry("link to a file", *stamp)
     assert entries["empty"].reason == ""
     assert {path: entry.reason for path, entry in entries.items() if entry.reason} == {
         "link to a folder": "a link to a folder, which is not followed",
