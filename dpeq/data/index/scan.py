@@ -2,7 +2,7 @@
 
 A file of the same size, times of change (``st_mtime_ns``, and ``st_ctime_ns``, which no program can set) and inode is
 not read again, unless the code that read it has changed. The store holds paths and ids, so it is readable by its owner
-alone from the moment it exists; SQLite gives its journal the same permissions. Nothing is spilled elsewhere: what SQLite
+alone from the moment it exists; SQLite gives its journal the same permissions. Nothing is spilled elsewhere: what it
 would put into temporary files stays in memory, and is small.
 """
 
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from dpeq.data.index.spelling import with_composed_ids
+from dpeq.data.index.store import explained, open_store
 from dpeq.data.index.version import reader_version
 from dpeq.data.index.walk import Entry
-from dpeq.data.private import create_private
 from dpeq.data.readers.source import Header, Refused
 from dpeq.errors import DataError
 
@@ -73,39 +73,44 @@ class Scan:
     """The store of one manifest, for one folder; a context manager, and a queue of folders for a walk.
 
     Raises:
-        DataError: when the store is damaged, cannot be written, or is in use.
+        DataError: when the store is damaged, cannot be written, or is in use; on leaving it, too, for whatever SQLite
+            raised meanwhile.
     """
 
     def __init__(self, path: Path, root: Path) -> None:
+        self._path = path
         about = {"root": os.fsencode(root.resolve()).hex(), "reader": reader_version()}
-        if not path.exists():
-            os.close(create_private(path))
-        path.chmod(0o600)
-        # Without transactions of Python's own: they are begun and ended here.
-        self._base = sqlite3.connect(path, isolation_level=None, timeout=1.0)
+        try:
+            self._base = open_store(path)
+        except sqlite3.Error as error:
+            raise explained(error, path) from error
         self._at = 0
         try:
-            for pragma in ("locking_mode=EXCLUSIVE", "synchronous=NORMAL", "temp_store=MEMORY", "cache_size=-32768"):
-                self._base.execute(f"PRAGMA {pragma}")
             self._begin()
             if self._about() != about:
                 self._make_anew(about)
             self._run = 1 + max(self._number("SELECT max(run) FROM files"), self._number("SELECT max(run) FROM checks"))
             for table in ("fates", "folders"):
                 self._base.execute(f"DELETE FROM {table}")
-        except sqlite3.DatabaseError as error:
+        except sqlite3.Error as error:
             self._base.close()
-            if "locked" in str(error):
-                raise DataError(f"Another 'dpeq index' is using {path}; wait until it is done.") from error
-            raise DataError(f"{path} cannot be used ({error}); delete it, and every file is read again.") from error
+            raise explained(error, path) from error
 
     def __enter__(self) -> Scan:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Keeps what was found out so far, however it ends."""
-        self._base.execute("COMMIT")
-        self._base.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Keeps what was found out so far, however it ends; an error of SQLite's may cost the last second."""
+        try:
+            if not isinstance(error, sqlite3.Error):
+                self._base.execute("COMMIT")
+        except sqlite3.Error as failed:
+            if error is None:  # else that one is told
+                error = failed
+        finally:
+            self._base.close()
+        if isinstance(error, sqlite3.Error):
+            raise explained(error, self._path) from error
 
     # ------------------------------------------------------------------------------------------------ the walk
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from benchmarks.many_files import index, make, measure
-from dpeq.data.index import scan
+from dpeq.data.index import store
 
 
 def test_ten_times_as_many_files_take_no_more_memory():
@@ -31,7 +31,7 @@ def test_no_statement_sorts(tmp_path, monkeypatch):
             return super().execute(query, *values)
 
     connect = sqlite3.connect
-    monkeypatch.setattr(scan.sqlite3, "connect", lambda *given, **named: connect(*given, **named, factory=Explaining))
+    monkeypatch.setattr(store.sqlite3, "connect", lambda *given, **named: connect(*given, **named, factory=Explaining))
     make(tmp_path / "archive", files=20, size=0)
     assert index(tmp_path / "archive", tmp_path / "manifest.json", workers=1)["accepted"] == 3
     assert len(plans) > 10

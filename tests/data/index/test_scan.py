@@ -161,6 +161,57 @@ def test_a_damaged_or_busy_store_is_refused(store, tmp_path):
         Scan(store, tmp_path)
 
 
+def test_a_store_that_is_damaged_further_on_is_refused(store, tmp_path):
+    with Scan(store, tmp_path) as scan:
+        scan.note(Entry(f"{n}", n, n) for n in range(5000))
+    content = store.read_bytes()
+    store.write_bytes(content[: 4096 * 16] + b"\xff" * (len(content) - 4096 * 16))
+    with pytest.raises(DataError, match=r"is damaged \(.*\); delete it, and every file"), Scan(store, tmp_path) as scan:
+        scan.note([Entry(f"{n}", n, n) for n in range(5000)])
+    store.unlink()
+    base = sqlite3.connect(store)
+    base.execute("CREATE TABLE about (strange)")
+    base.close()
+    with pytest.raises(DataError, match="delete it, and every file"):
+        Scan(store, tmp_path)
+
+
+def test_a_full_disk_is_said_and_costs_nothing_that_was_known(store, tmp_path):
+    with Scan(store, tmp_path) as scan:
+        scan.note(ENTRIES)
+        scan.keep("a", header())
+
+    def fill() -> None:
+        with Scan(store, tmp_path) as scan:
+            scan._base.execute("PRAGMA max_page_count = 40")
+            scan.note(Entry(f"{n}", n, n) for n in range(50_000))
+
+    with pytest.raises(DataError, match=r"\(database or disk is full\); make room") as caught:
+        fill()
+    assert str(caught.value).count("\n") == 0
+    with Scan(store, tmp_path) as scan:
+        scan.note(ENTRIES)
+        assert "a" not in scan.todo()
+
+
+def test_a_store_that_cannot_be_opened_is_refused(tmp_path):
+    (tmp_path / "m.scan.sqlite").mkdir()
+    with pytest.raises(DataError, match="unable to open database file"):
+        Scan(tmp_path / "m.scan.sqlite", tmp_path)
+
+
+def test_another_error_is_told_before_one_of_the_store(store, tmp_path):
+    def spoil(error: BaseException) -> None:
+        with Scan(store, tmp_path) as scan:
+            scan._base.execute("ROLLBACK")
+            raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        spoil(KeyboardInterrupt())
+    with pytest.raises(DataError, match="no transaction is active"), Scan(store, tmp_path) as scan:
+        scan._base.execute("ROLLBACK")
+
+
 def test_what_was_kept_outlives_an_error(store, tmp_path):
     with contextlib.suppress(KeyboardInterrupt), Scan(store, tmp_path) as scan:
         scan.note(ENTRIES)
