@@ -33,7 +33,7 @@ def test_every_format_by_its_content(archive):
     assert headers == {
         "one": Header("nifti", (1, 5, 6, 7), members=(Member(), Member())),
         "two": Header("picture", (1, 7, 6, 1), members=(Member(),)),
-        "three": Header("npz", (1, 7, 6, 1), members=(Member("", "0"), Member("", "1"), Member("", "2"))),
+        "three": Header("npz", (1, 7, 6, 1), members=(Member(),) * 3),
     }
     for name, header in headers.items():
         assert Header.from_json(header.to_json()) == header
