@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from pydicom import config
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset
 
@@ -276,6 +277,9 @@ def identifying(data: Dataset) -> tuple[str, ...]:
 
 def value(data: Dataset, keyword: str) -> Any:
     """The value of an element, None where it is missing or empty."""
+    # pydicom takes its time to say that an element is missing, which most are.
+    if tag_for_keyword(keyword) not in data.keys():  # noqa: SIM118  # a dataset's own "in" makes a tag of it first
+        return None
     try:
         found = data.get(keyword)
     except Exception as error:  # decoded here for the first time, so any bytes can raise anything

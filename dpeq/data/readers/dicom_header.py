@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -17,11 +18,12 @@ from dpeq.data.readers.dicom_file import (
 )
 from dpeq.data.readers.dicom_frames import is_enhanced, members
 from dpeq.data.readers.dicom_kinds import FLAT, NEEDS_PLACE, modality_word, require_image
-from dpeq.data.readers.dicom_pixels import layout_of, scale_of
+from dpeq.data.readers.dicom_pixels import Layout, layout_of, scale_of
 from dpeq.data.readers.dicom_place import check_spacing, place_of
+from dpeq.data.readers.dicom_planes import Plane
 from dpeq.data.readers.source import Header, Member, Refused, Slice
 
-__all__ = ["KEYS", "header_of", "read_header"]
+__all__ = ["KEYS", "header_of", "plane_of", "read_header"]
 
 # What tells volumes of one series apart, and (the first three) what must be the same throughout one. Times of the clock
 # are left out: they tell slices apart, not volumes.
@@ -63,7 +65,7 @@ def header_of(opened: DicomFile) -> Header:
     if enhanced:
         shape, parts = members(data, layout)
     else:
-        where = _slice(data, code)
+        where = _slice(data, code, KEYS)
         scale_of(data, layout)
     patient, study, series = ids
     return Header(
@@ -80,10 +82,26 @@ def header_of(opened: DicomFile) -> Header:
     )
 
 
-def _slice(data: Dataset, code: str) -> Slice:
+def plane_of(opened: DicomFile) -> tuple[Plane, Layout]:
+    """Where the slice of a file lies and how its pixels are stored, of a file that was indexed: its keys are left out.
+
+    Raises:
+        Refused: as :func:`read_header`.
+    """
+    data = opened.data
+    require_image(data)
+    if is_enhanced(data) or integer(data, "NumberOfFrames", 1) > 1:
+        raise Refused("not the slices that were indexed")
+    code = text(data, "Modality").upper()
+    layout = layout_of(opened)
+    shape = (layout.samples, layout.columns, layout.rows, 1)
+    return Plane(_slice(data, code, ()), shape, modality_word(code)), layout
+
+
+def _slice(data: Dataset, code: str, names: Sequence[str]) -> Slice:
     number = None if value(data, "InstanceNumber") is None else integer(data, "InstanceNumber")
-    keys = tuple((name, found) for name in KEYS if (found := text(data, name)))
-    instance = text(data, "SOPInstanceUID")
+    keys = tuple((name, found) for name in names if (found := text(data, name)))
+    instance = text(data, "SOPInstanceUID") if names else ""
     if code not in FLAT:
         place = place_of(data, data, data)
         if place is not None:

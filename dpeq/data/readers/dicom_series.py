@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dpeq.data.readers.dicom_file import open_dicom
-from dpeq.data.readers.dicom_header import header_of
-from dpeq.data.readers.dicom_pixels import frames_of, layout_of, scale_of, voxels_of
+from dpeq.data.readers.dicom_header import plane_of
+from dpeq.data.readers.dicom_pixels import frames_of, scale_of, voxels_of
 from dpeq.data.readers.dicom_planes import Plane, affine_of, divide
 from dpeq.data.readers.source import Header, Refused, Slice, Source, Volume
 
@@ -62,11 +61,7 @@ def read_dicom(root: Path, source: Source) -> Volume:
     voxels = np.empty(0, np.float32)
     for k, file in enumerate(source.files):
         with open_dicom(root / file) as opened:
-            header = header_of(opened)
-            if header.slice is None:
-                raise Refused("not the slices that were indexed")
-            plane = Plane(replace(header.slice, keys=(), instance=""), header.shape, header.modality)
-            layout = layout_of(opened)
+            plane, layout = plane_of(opened)
             if planes and plane.shape != planes[0].shape:
                 raise Refused("slices of different sizes")
             planes.append(plane)
