@@ -135,8 +135,9 @@ def index(
         int | None, typer.Option("--channels", min=1, help="Take images of so many channels alone: 1 grey, 3 colour.")
     ] = None,
     flat: Annotated[
-        bool, typer.Option("--flat", help="Where there are volumes and single slices, take the slices.")
-    ] = False,
+        bool | None,
+        typer.Option("--flat/--volumes", help="Take flat images (single slices), or volumes, alone: where both are."),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option("--workers", min=1, help="Processes that read files; one for each processor by default."),

@@ -50,7 +50,7 @@ def index_folder(
     masks: str | None = None,
     modality: str | None = None,
     channels: int | None = None,
-    flat: bool = False,
+    flat: bool | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
     stage: Callable[[str], None] | None = None,

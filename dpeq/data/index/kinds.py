@@ -14,16 +14,16 @@ __all__ = ["of_one_kind"]
 
 
 def of_one_kind(
-    images: Iterable[Image], folder: Path, *, modality: str | None, channels: int | None, flat: bool
+    images: Iterable[Image], folder: Path, *, modality: str | None, channels: int | None, flat: bool | None
 ) -> tuple[str, list[Image], list[tuple[Image, Refused]]]:
     """The modality, the images of the kind that was asked for, and the others.
 
-    Where nothing is asked for, two modalities or numbers of channels are refused. Volumes win over single slices, of
-    which an archive of volumes has some (localisers, reports as pictures), unless ``flat`` asks for the slices; where
-    all are flat, they are taken.
+    Where nothing is asked for, two modalities, numbers of channels, or volumes and flat images together are refused:
+    one volume among many flat images may be as much a stray as one flat image (a localiser, a report) among volumes.
 
     Args:
         modality: in the words of :class:`~dpeq.data.readers.source.Header`; also that of images which do not say.
+        flat: True takes the flat images, which have one slice, False the volumes.
 
     Raises:
         DataError: when there are several kinds and none was asked for, or no image says its modality.
@@ -51,12 +51,16 @@ def of_one_kind(
         raise DataError(
             f"{folder} mixes grey and colour images (by channels, {_list(numbers)}); choose by --channels 1 or 3."
         )
-    if flat:
-        kept, more = _part(kept, lambda i: i.shape[3] == 1, "a volume among single slices")
+    if flat is not None:
+        reason = "a volume among single slices" if flat else "a single slice among volumes"
+        kept, more = _part(kept, lambda i: (i.shape[3] == 1) == flat, reason)
         others += more
-    elif any(image.shape[3] > 1 for image in kept):
-        kept, more = _part(kept, lambda i: i.shape[3] > 1, "a single slice among volumes")
-        others += more
+    slices = sum(image.shape[3] == 1 for image in kept)
+    if 0 < slices < len(kept):
+        raise DataError(
+            f"{folder} mixes volumes and flat images (volumes: {_images(len(kept) - slices)}, single slices: "
+            f"{_images(slices)}); choose by --volumes or --flat."
+        )
     return modality or "", kept, others
 
 

@@ -296,7 +296,10 @@ def test_kinds_are_not_mixed(tmp_path, labels, out):
         run(tmp_path / "a", labels, out, layout=layout)
     with pytest.raises(DataError, match=r"30 images in .* do not say their modality; name it, as in --modality MR"):
         run(tmp_path / "a", labels, out, layout=layout, modality=None)
-    summary = run(tmp_path / "a", labels, out, layout=layout, channels=1)
+    both = r"volumes and flat images \(volumes: 10 images, single slices: 10 images\); choose by --volumes or --flat"
+    with pytest.raises(DataError, match=both):
+        run(tmp_path / "a", labels, out, layout=layout, channels=1)
+    summary = run(tmp_path / "a", labels, out, layout=layout, channels=1, flat=False)
     assert summary.rejects == {
         "a single slice among volumes": 10,
         "another number of channels than the one asked for": 10,
@@ -305,7 +308,7 @@ def test_kinds_are_not_mixed(tmp_path, labels, out):
     summary = run(tmp_path / "a", labels, out, layout=layout, channels=1, flat=True)
     assert summary.rejects["a volume among single slices"] == 10
     assert all(record.shape == (1, 6, 5, 1) for record in summary.manifest.records)
-    summary = run(tmp_path / "a", labels, out, layout=layout, channels=3)
+    summary = run(tmp_path / "a", labels, out, layout=layout, channels=3)  # all of them flat, and not asked for
     assert all(record.shape == (3, 6, 5, 1) for record in summary.manifest.records)
 
 

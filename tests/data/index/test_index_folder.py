@@ -57,7 +57,9 @@ def test_every_file_ends_in_a_volume_or_in_the_rejects(archive, labels, write_se
     write_series("archive/y", slices=1, PatientID="P01", SeriesInstanceUID="2.25.6")
     write_series("archive/z", slices=2, PatientID="P01", SeriesInstanceUID="2.25.7")
     write_series("archive/w", slices=2, PatientID="P02", SeriesInstanceUID="2.25.7")
-    summary = run(archive, labels, tmp_path)
+    with pytest.raises(DataError, match="volumes: 21 images, single slices: 1 image"):
+        run(archive, labels, tmp_path)
+    summary = run(archive, labels, tmp_path, flat=False)
     reasons = rejects(tmp_path / "index" / "manifest.json")
     assert summary.files_seen == summary.files_accepted + summary.files_rejected == 42 + 3 + 3 + 1 + 4
     assert len(reasons) == summary.files_rejected == 11
@@ -196,7 +198,7 @@ def test_a_slice_that_lost_its_tail_is_rejected_with_its_series(archive, labels,
     """The header of a truncated file is whole; only its pixels tell."""
     victim = sorted(path for path in archive.rglob("*") if path.is_file())[0]
     victim.write_bytes(victim.read_bytes()[:-10])
-    summary = run(archive, labels, tmp_path)
+    summary = run(archive, labels, tmp_path, flat=False)
     assert summary.files_rejected >= 1
     assert summary.files_seen == summary.files_accepted + summary.files_rejected
     assert str(victim.relative_to(archive)) in rejects(tmp_path / "index" / "manifest.json")
