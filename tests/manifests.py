@@ -32,7 +32,8 @@ class Entry:
 
 def stamp(path: Path) -> FileStamp:
     status = path.stat()
-    return FileStamp(status.st_size, status.st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return FileStamp(status.st_size, status.st_mtime_ns, digest, status.st_ctime_ns)
 
 
 def write_manifest(

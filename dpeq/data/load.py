@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,6 +109,8 @@ def _load_indexed(
     from dpeq.data.fill import allocate, fill, worker_count
     from dpeq.data.transforms import ImageTransform
 
+    # A decoder that crashes, here or in a worker, must not leave a core file, which would hold patients' images.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     transform = ImageTransform(settings, channels)
     count, shape = settings.images_per_record, settings.shape(channels)
     processes = worker_count(workers, len(index.records))
@@ -184,10 +187,10 @@ def _explaining(record: Record) -> Iterator[None]:
 
 
 def _check_unchanged(record: Record, path: Path, stamp: FileStamp) -> None:
-    """A file of the same size and time is taken for the same; one with another time must have the same content."""
+    """A file of the same size and times is taken for the same; one with others must have the same content."""
     try:
         status = path.stat()
-        if (status.st_size, status.st_mtime_ns) == (stamp.size, stamp.mtime_ns):
+        if (status.st_size, status.st_mtime_ns, status.st_ctime_ns) == (stamp.size, stamp.mtime_ns, stamp.ctime_ns):
             return
         same = status.st_size == stamp.size and _sha256(path) == stamp.sha256
     except OSError as error:  # its own text names the path, which may name the patient

@@ -296,7 +296,7 @@ def test_a_file_of_many_images_is_decoded_once_by_whoever_reads_it(card, tmp_pat
     archive = write_manifest(tmp_path, tmp_path / "m" / "manifest.json", entries)
     import dpeq.data.readers.arrays as arrays
 
-    monkeypatch.setattr(arrays, "_last", None)
+    monkeypatch.setattr(arrays, "_kept", arrays.Kept())
     opened, real = tmp_path / "opened", arrays._Arrays.load
 
     def counted(self: object, name: str) -> np.ndarray:
@@ -332,3 +332,27 @@ def test_a_real_archive_of_volumes_with_masks(card):
             got = (inside.max(0).values - inside.min(0).values + 1).tolist()
             assert all(g <= min(b, n) for g, b, n in zip(got, box, settings.size, strict=True))
             assert got[1] >= box[1] - 6, "the long axis of the hippocampus is whole"
+
+
+def test_a_file_in_the_place_of_another_is_noticed_whatever_its_time_says(card, tmp_path):
+    """Same size, same time of change: what tells is the time that no program can set, and then the content."""
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        np.savez(tmp_path / f"{number}.npz", images=rng.integers(0, 256, (1, 9, 8), dtype=np.uint8))
+    names = [f"{number}.npz" for number in range(6)]
+    for name in names:
+        os.utime(tmp_path / name, ns=(10**18, 10**18))
+    entries = [
+        Entry(f"p{i}", i % 2, ("train", "val", "test")[i // 2], Source("npz", (name,), 0))
+        for i, name in enumerate(names)
+    ]
+    archive = write_manifest(tmp_path, tmp_path / "m" / "manifest.json", entries)
+    settings = ImageSettings(preset="generic", size=(8, 9))
+    load_splits(card, manifest=archive, unit="patient", settings=settings, workers=0)
+    a, b, spare = tmp_path / names[0], tmp_path / names[1], tmp_path / "spare"
+    assert a.stat().st_size == b.stat().st_size
+    a.rename(spare)
+    b.rename(a)
+    spare.rename(b)
+    with pytest.raises(DataError, match="is not what it was when it was indexed"):
+        load_splits(card, manifest=archive, unit="patient", settings=settings, workers=0)
