@@ -2,7 +2,8 @@
 
 The processes are plain children that run :mod:`dpeq.data.index.worker` and hear and tell by pipes: unlike those of
 :mod:`multiprocessing` they do not import the caller's main module. An item that ends its process is given to a fresh
-one, alone; when that ends too, the item is refused.
+one, alone; when that ends too, the item is refused. Half of the machine's memory is shared out among the processes, the
+other half is for one more that reads, one at a time, what was too large for a share.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ SECONDS = 120
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from dpeq.data.index import worker; worker.main"
 _LEAST_MEMORY = 4 << 30
+_LEAST_SHARE = 2 << 30  # of address space, of which code alone takes several hundred MiB
+_TOO_LARGE = "too large for the memory"
 K = TypeVar("K")
 
 
@@ -44,6 +47,8 @@ class Workers:
         self._root, self.count = root, count
         self._threads = ThreadPoolExecutor(count, "reader")
         self._own = threading.local()
+        self._large: _Child | None = None  # with the memory of all the others together
+        self._large_lock = threading.Lock()
         self._children: set[_Child] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -98,11 +103,16 @@ class Workers:
         try:
             done = 0
             while done < len(batch):
-                for answer in self._child().ask(verb, [item for _, item in batch[done:]]):
+                child = self._child()
+                for answer in child.ask(verb, [item for _, item in batch[done:]]):
+                    if answer.get("reason") == _TOO_LARGE:
+                        answer = self._ask_large(verb, batch[done][1])
                     tell((batch[done][0], answer))
                     done += 1
                 if done < len(batch):
-                    tell((batch[done][0], self._ask_alone(verb, batch[done][1])))
+                    # What hung is asked beside others, for it takes long; what crashed may have lacked memory.
+                    again = self._ask_alone if child.wait() == -signal.SIGALRM else self._ask_large
+                    tell((batch[done][0], again(verb, batch[done][1])))
                     done += 1
             tell(None)
         except BaseException as error:
@@ -110,15 +120,20 @@ class Workers:
 
     def _ask_alone(self, verb: str, item: Any) -> dict[str, Any]:
         """An item that ended a process, which had perhaps read others before: was it the item's doing?"""
-        child = self._child()
-        for answer in child.ask(verb, [item]):
-            return answer
-        late = child.wait() == -signal.SIGALRM
-        reason = "its decoder did not end in time" if late else "its decoder crashed"
-        return {"reason": reason, "detail": f"the process ended with {child.wait()}"}
+        return _last_answer(self._child(), verb, item)
+
+    def _ask_large(self, verb: str, item: Any) -> dict[str, Any]:
+        with self._large_lock:
+            self._large = self._living(self._large, _memory())
+            return _last_answer(self._large, verb, item)
 
     def _child(self) -> _Child:
-        child: _Child | None = getattr(self._own, "child", None)
+        share = min(_memory(), max(_memory() // self.count, _LEAST_SHARE))
+        child = self._own.child = self._living(getattr(self._own, "child", None), share)
+        return child
+
+    def _living(self, child: _Child | None, memory: int) -> _Child:
+        """The child, or another one where it is dead."""
         if child is None or not child.alive:
             with self._lock:
                 if self._closed:
@@ -126,17 +141,17 @@ class Workers:
                 if child is not None:
                     child.wait()
                     self._children.discard(child)
-                child = self._own.child = _Child(self._root)
+                child = _Child(self._root, memory)
                 self._children.add(child)
             child.start()
         return child
 
 
 class _Child:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, memory: int) -> None:
         self._root, self.alive = str(root), True
         places = [place or str(Path.cwd()) for place in sys.path]
-        call = f"{_BOOT}({READER!r}, {_memory()}, {SECONDS})"
+        call = f"{_BOOT}({READER!r}, {memory}, {SECONDS})"
         # One thread each: there are as many processes as processors.
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._process = subprocess.Popen(
@@ -203,6 +218,15 @@ def available() -> int:
 def _memory() -> int:
     """Half of the machine's memory: an allocation beyond it fails, and the file is refused."""
     return max(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2, _LEAST_MEMORY)
+
+
+def _last_answer(child: _Child, verb: str, item: Any) -> dict[str, Any]:
+    """To an item that ended another process, or found it too small; what ends this one too is refused."""
+    for answer in child.ask(verb, [item]):
+        return answer
+    late = child.wait() == -signal.SIGALRM
+    reason = "its decoder did not end in time" if late else "its decoder crashed"
+    return {"reason": reason, "detail": f"the process ended with {child.wait()}"}
 
 
 def _refusal(answer: dict[str, Any]) -> Refused | None:

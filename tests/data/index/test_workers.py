@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,9 @@ import pytest
 from archives import rejects, write_nifti, write_png, write_table
 
 from dpeq.data.index import index_folder, workers
-from dpeq.data.index.check import Check
+from dpeq.data.index.check import Check, _look
 from dpeq.data.index.workers import Workers
-from dpeq.data.readers.source import Header, Refused, Source
+from dpeq.data.readers.source import Header, Refused, Source, Volume
 from dpeq.errors import DataError
 
 SPITEFUL = """
@@ -109,6 +111,29 @@ def test_an_allocation_beyond_the_limit_fails(tmp_path, monkeypatch):
     assert str(examine(tmp_path / "a", ["x.png"])["x.png"]) == "its decoder crashed"
 
 
+@pytest.mark.parametrize("fail", ["raise read.Refused('too large for the memory')", "os.abort()"])
+def test_what_is_too_large_for_a_share_is_read_alone(tmp_path, monkeypatch, fail):
+    """1.5 GiB of a share of 1 GiB; whether the reader says so, or its process ends."""
+    for name in ("x.png", "y.png", "z.png"):
+        write_png(tmp_path / "a" / name)
+    (tmp_path / "greedy.py").write_text(
+        "import numpy, os\nfrom dpeq.data.readers import read\n"
+        "def examine(path):\n"
+        "    try:\n        if path.name == 'y.png': numpy.empty(3 << 29, numpy.uint8)\n"
+        f"    except MemoryError:\n        {fail}\n"
+        "    return read.examine(path)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(workers, "READER", "greedy")
+    monkeypatch.setattr(workers, "_LEAST_SHARE", 1 << 30)
+    monkeypatch.setattr(workers, "_memory", lambda: 3 << 30)
+    names = ["x.png", "y.png", "z.png"]
+    with Workers(tmp_path / "a", 3) as pool:
+        found = dict(pool.examine([names]))
+        assert pool._large is not None, "it was asked"
+    assert all(isinstance(found[name], Header) for name in names)
+
+
 def test_a_crash_while_voxels_are_read_rejects_one_image(spiteful, tmp_path):
     names = [f"{n}" for n in range(10)] + ["late_abort", "late_hang"]
     for seed, name in enumerate(names):
@@ -144,12 +169,27 @@ def test_voxels_are_checked_with_their_files(tmp_path):
     assert [image.shape for image in found.images] == [(1, 4, 5, 6)] * 3
     assert len({image.digest for image in found.images}) == 3
     np.testing.assert_allclose(np.reshape(found.images[0].affine, (4, 4)), np.diag([2.0, 2, 3, 1]))
-    import hashlib
-
     stamp = found.files["a.nii.gz"]
     assert stamp.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     status = path.stat()
     assert (stamp.size, stamp.mtime_ns, stamp.ctime_ns) == (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def test_the_digest_is_of_values_however_they_lie_in_memory_and_takes_little():
+    voxels = np.random.default_rng(0).random((2, 200, 210, 50)).astype(np.float32)
+    lying = [voxels, np.asfortranarray(voxels), voxels[:, ::-1].copy()[:, ::-1]]
+    lying.append(np.ascontiguousarray(voxels.transpose(3, 1, 0, 2)).transpose(2, 1, 3, 0))
+    expected = hashlib.blake2b(repr(voxels.shape).encode() + voxels.tobytes(), digest_size=16).hexdigest()
+    for each in lying:
+        volume = Volume(each, np.eye(4), "none")
+        tracemalloc.start()
+        found = _look(volume)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found.digest == expected
+        assert peak < voxels.nbytes / 4
+    assert _look(Volume(voxels.transpose(0, 2, 1, 3), np.eye(4), "none")).digest != expected
+    assert _look(Volume(np.ones((1, 2, 2, 2), np.float32), np.eye(4), "none")).digest == ""
 
 
 def test_nothing_is_left_behind_when_the_caller_stops_early(spiteful, tmp_path):
