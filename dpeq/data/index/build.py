@@ -103,8 +103,8 @@ def index_folder(
         scan.accept({file for image in images for file in _files(image)})
         seen, accepted, rejects = scan.close_accounts()
         write_private_table(rejects_path(out), ("path", "reason", "detail"), scan.rejects())
-        suspicious = twins(images, checks)
-        _list_unmatched(out, gathering, images, suspicious, with_masks=masks is not None)
+        under_two, twice = twins(images, checks)
+        _list_unmatched(out, gathering, images, under_two, twice, with_masks=masks is not None)
         if not images:
             raise DataError(f"No image in {folder} could be used; {rejects_path(out)} has a reason for each file.")
         manifest = _manifest(job, images, checks, tuple(classes), word)
@@ -125,7 +125,8 @@ def index_folder(
         identifying,
         headers,
         None if masks is None else sum(record.mask is not None for record in manifest.records),
-        len(suspicious),
+        len(under_two),
+        len(twice),
     )
 
 
@@ -212,7 +213,13 @@ def _files(image: Image) -> Iterable[str]:
 
 
 def _list_unmatched(
-    out: Path, gathering: Gathering, images: list[Image], suspicious: list[Image], *, with_masks: bool
+    out: Path,
+    gathering: Gathering,
+    images: list[Image],
+    under_two: list[Image],
+    twice: list[Image],
+    *,
+    with_masks: bool,
 ) -> None:
     """Completes the list of what found no partner, or is worth a look, and writes it."""
     table = gathering.table
@@ -223,15 +230,19 @@ def _list_unmatched(
             if row.problem:
                 gathering.note("row", key, row.problem)
     for image in images:
-        name = image.source.files[0] + (f"#{image.source.part}" if image.source.part else "")
         if with_masks and image.mask is None:
-            gathering.note("image", name, "no mask")
+            gathering.note("image", _name(image), "no mask")
         if image.burned_in:
-            gathering.note("image", name, "text is burned in, by its header")
-    for image in suspicious:
-        name = image.source.files[0] + (f"#{image.source.part}" if image.source.part else "")
-        gathering.note("image", name, "the same voxels as an image of another patient")
+            gathering.note("image", _name(image), "text is burned in, by its header")
+    for image in under_two:
+        gathering.note("image", _name(image), "the same voxels as an image of another patient")
+    for image in twice:
+        gathering.note("image", _name(image), "the same voxels as another image of its patient")
     write_private_table(unmatched_path(out), ("kind", "name", "reason"), sorted(gathering.unmatched))
+
+
+def _name(image: Image) -> str:
+    return image.source.files[0] + (f"#{image.source.part}" if image.source.part else "")
 
 
 def _manifest(job: _Job, images: list[Image], checks: Checks, classes: tuple[str, ...], modality: str) -> Manifest:

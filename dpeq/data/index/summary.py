@@ -26,6 +26,8 @@ class IndexSummary:
         dicom_headers: how many files have a DICOM header.
         masks: images that have a mask, or None where no masks were asked for.
         under_two_patients: images whose voxels occur under another patient too.
+        twice_under_one: images whose voxels occur twice under one patient, who is protected all the same, but not with
+            the image as the unit.
     """
 
     manifest: Manifest
@@ -38,6 +40,7 @@ class IndexSummary:
     dicom_headers: int
     masks: int | None
     under_two_patients: int
+    twice_under_one: int
     files_rejected: int = field(init=False)
 
     def __post_init__(self) -> None:

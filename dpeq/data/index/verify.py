@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -102,10 +102,21 @@ def _batches(waiting: list[Files], groups: dict[Files, _Group]) -> Iterator[list
         yield batch
 
 
-def twins(images: Sequence[Image], checks: Checks) -> list[Image]:
-    """Images whose voxels occur under two patients: one patient may have two ids, and the privacy unit be torn."""
-    patients: dict[str, set[str]] = defaultdict(set)
+def twins(images: Sequence[Image], checks: Checks) -> tuple[list[Image], list[Image]]:
+    """Images whose voxels occur under two patients, and images whose voxels occur twice under one patient.
+
+    In the first case one patient may have two ids, and the privacy unit be torn; in the second it is torn where an
+    image is the unit.
+    """
+    patients: dict[str, Counter[str]] = defaultdict(Counter)
     for image in images:
-        patients[checks.images[image.source].digest].add(image.ids["patient"])
-    torn = {digest for digest, of in patients.items() if digest and len(of) > 1}
-    return [image for image in images if checks.images[image.source].digest in torn]
+        if digest := checks.images[image.source].digest:
+            patients[digest][image.ids["patient"]] += 1
+    under_two, twice = [], []
+    for image in images:
+        of = patients[checks.images[image.source].digest]
+        if len(of) > 1:
+            under_two.append(image)
+        if of[image.ids["patient"]] > 1:
+            twice.append(image)
+    return under_two, twice

@@ -323,7 +323,12 @@ def test_one_image_under_two_patients_is_noticed(tmp_path, labels, out):
         nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4)).to_filename(tmp_path / "a" / name / "2.nii")
     summary = run(tmp_path / "a", labels, out, layout="{patient}/*.nii")
     assert summary.under_two_patients == 2
-    assert {name for _, name, reason in unmatched(out) if "same voxels" in reason} == {"p3/2.nii", "p7/1.nii"}
+    assert summary.twice_under_one == 2
+    same = {name: reason for _, name, reason in unmatched(out) if "same voxels" in reason}
+    assert same == {
+        **dict.fromkeys(["p3/2.nii", "p7/1.nii"], "the same voxels as an image of another patient"),
+        **dict.fromkeys(["p4/1.nii", "p4/2.nii"], "the same voxels as another image of its patient"),
+    }
     assert summary.files_rejected == 0
 
 
