@@ -145,27 +145,32 @@ def index(
 ) -> None:
     """Index a folder of images: every file is accepted or rejected with a reason. Run it again after a stop."""
     from dpeq.console import RichObserver, index_tables
-    from dpeq.data.index import index_folder
+    from dpeq.data.index import NoManifest, index_folder
 
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise ConfigError(f"--classes '{classes}' does not name two or more different classes, comma-separated.")
-    with RichObserver(_out) as observer:
-        summary = index_folder(
-            folder,
-            labels,
-            out,
-            classes=names,
-            label_column=label_column,
-            layout=layout,
-            masks=masks,
-            modality=modality,
-            channels=channels,
-            flat=flat,
-            workers=workers,
-            progress=observer.loading,
-            stage=observer.stage,
-        )
+    try:
+        with RichObserver(_out) as observer:
+            summary = index_folder(
+                folder,
+                labels,
+                out,
+                classes=names,
+                label_column=label_column,
+                layout=layout,
+                masks=masks,
+                modality=modality,
+                channels=channels,
+                flat=flat,
+                workers=workers,
+                progress=observer.loading,
+                stage=observer.stage,
+            )
+    except NoManifest as error:
+        for each in index_tables(error.summary):
+            _out.print(each)
+        raise
     for table in index_tables(summary):
         _out.print(table)
     if summary.under_two_patients:

@@ -17,7 +17,7 @@ from dpeq.data.index.masks import on_one_grid, pair
 from dpeq.data.index.pseudonyms import Pseudonyms
 from dpeq.data.index.scan import Scan
 from dpeq.data.index.splits import check_disjoint, make_splits
-from dpeq.data.index.summary import IndexSummary
+from dpeq.data.index.summary import IndexSummary, NoManifest
 from dpeq.data.index.verify import Checks, twins, verify
 from dpeq.data.index.walk import walk
 from dpeq.data.index.workers import Workers, available
@@ -78,8 +78,8 @@ def index_folder(
 
     Raises:
         ConfigError: for a layout that cannot be meant.
-        DataError: when the folder or the labels are missing or contradict themselves, images are of several kinds, or
-            none can be accepted.
+        DataError: when the folder or the labels are missing or contradict themselves, or images are of several kinds.
+        NoManifest: when all files were read, and what can be used of them makes no manifest.
     """
     job = _Job(folder, out, progress or (lambda done, total: None), stage or (lambda text: None))
     patterns = Layout(layout) if layout else None, Layout(masks, "--masks") if masks else None
@@ -105,29 +105,32 @@ def index_folder(
         write_private_table(rejects_path(out), ("path", "reason", "detail"), scan.rejects())
         under_two, twice = twins(images, checks)
         _list_unmatched(out, gathering, images, under_two, twice, with_masks=masks is not None)
-        if not images:
-            raise DataError(f"No image in {folder} could be used; {rejects_path(out)} has a reason for each file.")
         manifest = _manifest(job, images, checks, tuple(classes), word)
         if set(manifest.files) != set(scan.accepted()):
             raise DataError(
                 "The manifest does not hold the accepted files, which is an error in dpeq; please report it."
             )
-        manifest.check()
+        summary = IndexSummary(
+            manifest,
+            seen,
+            accepted,
+            rejects,
+            sum(gathering.left_out[file] for file in manifest.files),
+            Counter((kind, reason) for kind, _, reason in gathering.unmatched),
+            *scan.policy(),
+            None if masks is None else sum(record.mask is not None for record in manifest.records),
+            len(under_two),
+            len(twice),
+        )
+        if not images:
+            why = f"No image in {folder} could be used; {rejects_path(out)} has a reason for each file."
+            raise NoManifest(why, summary)
+        try:
+            manifest.check()
+        except DataError as error:
+            raise NoManifest(str(error), summary) from None
         manifest.write(out)
-        identifying, headers = scan.policy()
-    return IndexSummary(
-        manifest,
-        seen,
-        accepted,
-        rejects,
-        sum(gathering.left_out[file] for file in manifest.files),
-        Counter((kind, reason) for kind, _, reason in gathering.unmatched),
-        identifying,
-        headers,
-        None if masks is None else sum(record.mask is not None for record in manifest.records),
-        len(under_two),
-        len(twice),
-    )
+    return summary
 
 
 @dataclass(frozen=True)

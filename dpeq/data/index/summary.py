@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from dpeq.data.manifest import Manifest
+from dpeq.errors import DataError
 
-__all__ = ["IndexSummary"]
+__all__ = ["IndexSummary", "NoManifest"]
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,11 @@ class IndexSummary:
     @property
     def rows_without_images(self) -> int:
         return sum(count for (kind, _), count in self.unmatched.items() if kind == "row")
+
+
+class NoManifest(DataError):
+    """What can be used makes no manifest; ``summary`` says what became of every file, its manifest was not written."""
+
+    def __init__(self, text: str, summary: IndexSummary) -> None:
+        super().__init__(text)
+        self.summary = summary

@@ -3,12 +3,14 @@ from __future__ import annotations
 import csv
 import re
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dpeq.data.index import IndexSummary, index_folder
+from dpeq.cli import main
+from dpeq.data.index import IndexSummary, NoManifest, index_folder
 from dpeq.data.manifest import Manifest, private_path
 from dpeq.errors import DataError
 
@@ -159,6 +161,31 @@ def test_given_splits_and_class_names_are_taken_as_they_are(archive, tmp_path):
 def test_labels_that_cannot_be_right_are_refused(archive, rows, reason, tmp_path):
     with pytest.raises(DataError, match=reason):
         run(archive, write_labels(tmp_path / "l.csv", rows, "patient_id,label,split"), tmp_path)
+
+
+def test_without_a_manifest_it_is_still_said_what_became_of_the_files(archive, tmp_path, monkeypatch, capsys):
+    (archive / "notes.txt").write_text("hello", encoding="utf-8")
+    labels = write_labels(tmp_path / "l.csv", [f"P{n:02d},0,train" for n in range(20)], "patient_id,label,split")
+    out = tmp_path / "index" / "manifest.json"
+    with pytest.raises(NoManifest, match="no val images") as caught:
+        run(archive, labels, tmp_path)
+    summary = caught.value.summary
+    assert (summary.files_seen, summary.files_accepted, summary.rejects) == (43, 42, {"not an image (text)": 1})
+    assert not out.exists()
+    command = ["dpeq", "index", str(archive), "--labels", str(labels), "--out", str(out)]
+    for lines, reason in (([], "no val images"), (["x,0,train"], "could be used")):
+        if lines:
+            write_labels(labels, lines, "patient_id,label,split")
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 3
+        said = capsys.readouterr()
+        assert reason in said.err.replace("\n", " ")
+        assert re.search(r"files seen +│ 43", said.out)
+        assert re.search(r"not an image \(text\) +│ 1 ", said.out)
+        assert "42 headers of DICOM images that are read" in " ".join(said.out.split())
+        assert not out.exists()
 
 
 def test_missing_inputs_say_how_to_give_them(archive, labels, tmp_path):
