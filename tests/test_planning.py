@@ -117,6 +117,24 @@ def test_what_makes_no_sense_is_said(overrides, options, word, capsys, monkeypat
     assert list(tmp_path.glob("*.*")) == []
 
 
+def test_the_options_reach_the_verb(monkeypatch, capsys, tmp_path):
+    from dpeq import plan_verb
+    from dpeq.cli import main
+
+    asked = {}
+    monkeypatch.setattr(
+        plan_verb, "show_plan", lambda out, source, overrides, **o: asked.update(o, a=(source, overrides))
+    )
+    words = "plan demo privacy.steps=3 --for steps --noise-multiplier 1.5 --plot x.svg --no-time --json"
+    monkeypatch.setattr("sys.argv", ["dpeq", *words.split()])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert asked.pop("a") == ("demo", ["privacy.steps=3"])
+    assert str(asked.pop("plot")) == "x.svg"
+    assert asked == {"wanted": "steps", "noise_multiplier": 1.5, "time": False, "json": True}
+
+
 def test_the_answer_needs_no_torch(tmp_path):
     code = (
         "import sys\n"

@@ -115,7 +115,7 @@ def price_of_tuning(
         together = None
         if trials is not None:
             together = max(compose(list(candidate) * trials, delta).epsilon for candidate in distinct)
-    return Price(delta, one, max(best, one), together, trials)
+    return Price(delta, one, best, together, trials)
 
 
 def _curve(candidates: Sequence[Candidate]) -> tuple[list[float], list[float]]:

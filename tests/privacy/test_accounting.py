@@ -294,6 +294,20 @@ def test_fit_mu_returns_the_mu_of_a_gaussian(mu):
     assert mu <= fitted <= mu * 1.005
 
 
+def test_fit_mu_holds_between_the_points_of_its_grid_too():
+    """A profile that falls just before each of them: dominating it there alone would not do."""
+    steps = np.linspace(0.0, 5.0, 51)
+
+    def profile(epsilons):
+        before = steps[np.clip(np.ceil(np.asarray(epsilons) / 0.1 - 1e-9) - 1, 0, None).astype(int)]
+        below = np.where(np.abs(np.asarray(epsilons) / 0.1 - np.round(np.asarray(epsilons) / 0.1)) < 1e-9, 0.1, 0.0)
+        return np.array([gaussian_delta(e + d, 1.0) for e, d in zip(before, below, strict=True)])
+
+    mu = fit_mu(profile, 5.0, points=50)
+    between = np.arange(0.01, 4.99, 0.01)
+    assert all(gaussian_delta(e, mu) >= d for e, d in zip(between, profile(between), strict=True))
+
+
 def test_grid_stays_bounded():
     wide = choose_eps_error(1e-3, 10.0, 100.0, 10_000, 1e-8)
     assert wide > 1e-3 * 10.0

@@ -143,6 +143,21 @@ def test_deltas_are_those_of_the_library():
     )
 
 
+def test_deltas_at_asked_epsilons_are_the_larger_of_both_directions_and_what_rounding_hides():
+    parts, asked = [(0.1, 1.5, 50)], [3.0, 0.0, 1.0, 40.0]
+    composed = _pld.compose(parts, 1e-5, PRECISION)
+    found = _pld.deltas_at(parts, asked, 1e-5, PRECISION)
+    for epsilon, delta in zip(asked, found, strict=True):
+        remove, add = (
+            float(pmf.get_delta_for_epsilon(epsilon))
+            for pmf in (composed.distribution._pmf_remove, composed.distribution._pmf_add)
+        )
+        assert delta == pytest.approx(max(remove, add) + composed.allowance, rel=1e-9, abs=1e-14)
+        assert delta > 0
+    assert remove == pytest.approx(add, abs=1e-14)  # at 40 nothing is left but what rounding hides
+    assert found[0] > 1.01 * float(composed.distribution._pmf_add.get_delta_for_epsilon(3.0))
+
+
 def test_mu_needs_a_floor_above_what_rounding_hides():
     assert _pld.mu([(0.1, 2.0, 100)], 1e-5, 1e-10, PRECISION) > 0
     with pytest.raises(ValueError, match="rounding may hide"):

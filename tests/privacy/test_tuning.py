@@ -179,11 +179,21 @@ def test_more_trials_and_larger_shapes_cost_more():
     assert cost == sorted(cost)
 
 
+def test_a_search_that_mostly_does_not_happen_costs_less_than_a_trial():
+    price = price_of_tuning([RUN], DELTA, Search(0.01, None))
+    assert price.search < price.one
+
+
 def test_the_costliest_candidate_counts_at_every_order():
     cheap, dear = [Part(0.02, 1.5, 300)], [Part(0.05, 1.5, 300), Part(0.01, 1.0, 50)]
     both = price_of_tuning([cheap, dear, cheap], DELTA, Search(10.0, 1.0), trials=2)
     assert both == price_of_tuning([dear], DELTA, Search(10.0, 1.0), trials=2)
     assert both.search > price_of_tuning([cheap], DELTA, Search(10.0, 1.0)).search
+    for shape in (1.0, None):
+        for other in ([Part(0.01, 0.5, 300)], [Part(0.09, 1.5, 300)]):  # before and behind it, however they are sorted
+            alone = price_of_tuning([other], DELTA, Search(10.0, shape)).search
+            assert alone > price_of_tuning([dear], DELTA, Search(10.0, shape)).search
+            assert price_of_tuning([other, dear], DELTA, Search(10.0, shape)).search == alone
     for shape in (1.0, None):  # curves that cross: each is the larger one somewhere
         a, b = [Part(0.001, 0.7, 2000)], [Part(0.2, 20.0, 2000)]
         crossing = price_of_tuning([a, b], DELTA, Search(10.0, shape)).search
