@@ -18,6 +18,7 @@ from dpeq.privacy import _session, accounting
 from dpeq.privacy._pld import fit_mu
 from dpeq.privacy._prv_worker import choose_eps_error
 from dpeq.privacy.accounting import AccountingError, Comparison
+from dpeq.privacy.plan import PrivacyPlan
 
 PUBLISHED = (4096 / 50000, 3.0, 2500, 1e-5)
 MISSED_SLIVER = (0.1, 0.5, 200, 1e-5)  # prv-accountant 0.2.0 by itself: "Discrete mean differs ..."
@@ -238,6 +239,24 @@ def test_two_questions_to_one_process_keep_their_order(fake):
         assert (second(), first(), first()) == (2, 1, 1)
     with pytest.raises(RuntimeError, match="within a session"):
         _session.asked("pld", "echo", x=3)
+
+
+def test_a_curve_never_falls_and_never_exceeds_the_plan(fake):
+    fake(pld="reply({'value': [3.0, 2.0, 9.0, 1.0]})")
+    plan = PrivacyPlan(
+        epsilon_target=8.0,
+        delta=1e-5,
+        unit="image",
+        sample_rate=0.1,
+        steps=4,
+        expected_batch_size=100,
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        public_units=1000,
+        accountant="pld",
+        epsilon={"pld": 7.9},
+    )
+    assert accounting.epsilon_curve(plan) == [(0, 0.0), (1, 3.0), (2, 3.0), (3, 7.9), (4, 7.9)]
 
 
 def test_comparing_names_who_is_missing_and_why(fake):
