@@ -5,11 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import random
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
@@ -19,27 +19,29 @@ from dpeq.data.deid import IDENTIFYING_TAGS
 KEPT = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "PatientID", "DataSetTrailingPadding")
 _TEXTS = ("PN", "LO", "SH", "LT", "ST", "UT", "UC", "AE", "UR")
 _LETTERS = "ghjklmnpqrvwxyz"  # none that hexadecimal numbers have
+_HEXADECIMAL = re.compile(rb"[0-9a-f]{16,}")
+TEXT, UID = "zqvjkxw", "2.25.7182818284"
 
 
 class Plants:
-    """Makes marks and remembers where each was planted."""
+    """Makes marks and remembers where each was planted.
+
+    Texts and UIDs begin alike, and dates are few, so that a search looks for a handful of strings.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)
         self.where: dict[str, str] = {}
+        self._days = [f"17{self._random.randrange(10, 99)}{month:02d}{month + 9}" for month in range(1, 13)]
 
     def text(self, where: str) -> str:
-        return self._keep("".join(self._random.choices(_LETTERS, k=14)), where)
+        return self._keep(TEXT + "".join(self._random.choices(_LETTERS, k=9)), where)
 
     def date(self, where: str) -> str:
-        day = (
-            f"17{self._random.randrange(10, 99)}{self._random.randrange(1, 13):02d}{self._random.randrange(1, 29):02d}"
-        )
-        self.where[f"{day[:4]}-{day[4:6]}-{day[6:]}"] = where
-        return self._keep(day, where)
+        return self._keep(self._random.choice(self._days), where)
 
     def uid(self, where: str) -> str:
-        return self._keep(f"2.25.{self._random.randrange(10**29, 10**30)}", where)
+        return self._keep(f"{UID}{self._random.randrange(10**19, 10**20)}", where)
 
     def _keep(self, mark: str, where: str) -> str:
         self.where[mark] = where
@@ -62,16 +64,20 @@ class Plants:
         data.OtherPatientIDsSequence = [nested]
         data.add_new(0x00091001, "LO", self.text("a private element"))
 
-    def forms(self) -> dict[bytes, str]:
-        """Every byte string to look for, in lower case, and where what it stands for was planted."""
-        found = {}
-        for mark, where in self.where.items():
-            found[mark.encode()] = where
-            found[mark.encode("utf-16-le")] = where
-            found[quote(mark).lower().encode()] = where
-            for name in ("md5", "sha1", "sha256"):
-                found[hashlib.new(name, mark.encode()).hexdigest().encode()[:16]] = f"{where}, hashed without a key"
-        return {form.lower(): where for form, where in found.items()}
+    def forms(self) -> list[bytes]:
+        """Every byte string to look for, in lower case."""
+        marks = [TEXT, UID]
+        for day in self._days:
+            marks += [day, f"{day[:4]}-{day[4:6]}-{day[6:]}", f"{day[6:]}.{day[4:6]}.{day[:4]}"]
+        return [form.lower() for mark in marks for form in (mark.encode(), mark.encode("utf-16-le"))]
+
+    def hashed(self) -> dict[bytes, str]:
+        """The beginnings of every mark's hash without a key."""
+        return {
+            hashlib.new(name, mark.encode()).hexdigest()[:16].encode(): where
+            for mark, where in self.where.items()
+            for name in ("md5", "sha1", "sha256")
+        }
 
 
 def _vr(tag: int) -> str | None:
@@ -107,9 +113,16 @@ def _contents(place: str, data: bytes, path: Path) -> Iterator[tuple[str, bytes]
 
 def leaks(plants: Plants, texts: Iterable[tuple[str, bytes]]) -> list[str]:
     """What was found, and where."""
-    forms = plants.forms()
+    forms, hashed = plants.forms(), plants.hashed()
     found = []
     for place, data in texts:
         lowered = data.lower()
-        found += [f"{where} in {place}" for form, where in forms.items() if form in lowered]
+        for form in forms:
+            if (at := lowered.find(form)) >= 0:
+                around = lowered[max(0, at - 40) : at + 60].replace(b"\0", b"")
+                told = next((where for mark, where in plants.where.items() if mark.encode() in around), "a mark")
+                found.append(f"{told} in {place}")
+        for number in _HEXADECIMAL.findall(lowered):
+            if (where := hashed.get(number[:16])) is not None:
+                found.append(f"{where}, hashed without a key, in {place}")
     return found
