@@ -70,7 +70,7 @@ def test_bad_overrides_are_one_sentence_that_names_the_key(override, message):
 
 
 def test_missing_sections_and_files(tmp_path):
-    with pytest.raises(ConfigError, match="the recipes are: demo, .*pneumoniamnist"):
+    with pytest.raises(ConfigError, match=r"the recipes are: demo, .*pneumoniamnist"):
         load_config("pneumonia")
     for text, message in (("- 1\n", "not a configuration"), ("name: x\n", "is missing"), ("a: [", "not valid YAML")):
         path = tmp_path / "bad.yaml"

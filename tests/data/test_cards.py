@@ -78,7 +78,7 @@ def test_the_phantom_card_tells_the_generators_own_splits():
 def test_a_near_miss_is_suggested_and_anything_else_lists_the_cards():
     with pytest.raises(ConfigError, match="did you mean 'pneumoniamnist'"):
         load_card("pneumonia_mnist")
-    with pytest.raises(ConfigError, match="adrenalmnist3d, .*phantom_hospital, pneumoniamnist"):
+    with pytest.raises(ConfigError, match=r"adrenalmnist3d, .*phantom_hospital, pneumoniamnist"):
         load_card("xyz")
     with pytest.raises(ConfigError, match="nowhere"):
         load_card("/nowhere/card.yaml")
