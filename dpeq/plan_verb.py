@@ -37,13 +37,12 @@ def show_plan(
         if wanted is not None or noise_multiplier is not None:
             _solve(out, config, wanted, noise_multiplier, plot, json=json)
             return
+        from dpeq.console import plan_table, print_json  # loads while the accountants do
         from dpeq.planning import plan_of
 
         plan = plan_of(config)
         if plot is not None:
             _draw(config, plan, plot)
-    from dpeq.console import plan_table, print_json
-
     if json:
         estimate = {"seconds_estimate": round(_seconds(config, plan), 3)} if time else {}
         print_json({**plan.to_dict(), **estimate})
