@@ -155,14 +155,15 @@ def test_everything_is_off_by_default():
     assert not config.interpolates
     for name, value in {
         "shift": 1, "rotate": 1.0, "tilt": 1.0, "scale": 0.1, "flip": ("x",), "quarter_turns": True,
-        "brightness": 0.1, "contrast": 0.1, "noise": 0.1,
+        "brightness": 0.1, "contrast": 0.1, "noise": 0.1, "transforms": ({"name": "RandGaussianNoise"},),
     }.items():  # fmt: skip
         changed = AugmentConfig.model_validate({name: value})
         assert not changed.off
         assert changed.interpolates == (name in ("rotate", "tilt", "scale"))
         assert AugmentConfig.model_validate(changed.model_dump(mode="json")) == changed
     assert set(AugmentConfig.model_fields) == {
-        "shift", "rotate", "tilt", "scale", "flip", "quarter_turns", "brightness", "contrast", "noise"
+        "shift", "rotate", "tilt", "scale", "flip", "quarter_turns", "brightness", "contrast", "noise",
+        "transforms",
     }  # fmt: skip
 
 

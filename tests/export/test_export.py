@@ -70,10 +70,10 @@ def test_the_privacy_statement_is_that_of_the_plan_and_the_ledger(exported_2d, p
         privacy = said["privacy"]
         assert privacy["private"]
         assert privacy["label"] == "DIFFERENTIALLY PRIVATE"
-        assert privacy["epsilon"] == plan.epsilon["prv_upper"] <= 8
+        assert privacy["epsilon"] == plan.epsilon_spent <= 8
         assert (privacy["delta"], privacy["mu"], privacy["unit"]) == (1e-2, plan.mu, "image")
         assert privacy["neighbouring"] == "add_remove_one_unit"
-        assert privacy["accountant"] == "prv"
+        assert privacy["accountant"] == plan.accountant == "pld"
         assert "adding or removing one image" in privacy["statement"]
         assert PrivacyPlan.from_dict(privacy["plan"]) == plan
         assert privacy["ledger"] == {"head": ledger.head, "steps": 2}

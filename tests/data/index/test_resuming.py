@@ -28,7 +28,7 @@ READER = """
 
     def examine(path):
         _say("examined", path.name)
-        time.sleep(0.05 if Path(__file__).with_name("slow").exists() else 0)
+        time.sleep(0.15 if Path(__file__).with_name("slow").exists() else 0)
         return honest.examine(path)
 
     def read(root, source):
