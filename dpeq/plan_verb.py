@@ -30,7 +30,7 @@ def show_plan(
 ) -> None:
     """Prints the plan of a configuration, or one constant solved for, and draws the trade-off if asked."""
     # The accountants' libraries take longest to load: they begin while this process still reads the configuration.
-    with accounting.session("pld"):
+    with accounting.session("pld", "prv", "rdp"):
         from dpeq.config import load_config
 
         config = load_config(source, overrides)

@@ -13,18 +13,18 @@ part is (q, sigma, steps).
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import sys
-import types
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
+from dpeq.privacy import _light
 
 # The privacy loss is discretised on at most this many points: keeps one answer below a second and some 100 MiB.
 MAX_POINTS = 500_000
@@ -96,33 +96,6 @@ def prv(q: float, sigma: float, steps: list[int], max_steps: int, delta: float, 
     return {"bounds": bounds, "eps_error": eps_error, "rdp": scale}
 
 
-def _light_prv_accountant() -> None:
-    """Imports prv-accountant without scipy.signal, which takes longest of all it loads.
-
-    The library needs its ``convolve`` to add different mechanisms, which :func:`prv` never does.
-    """
-    signal = types.ModuleType("scipy.signal")
-
-    def convolve(*args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("only equal mechanisms are composed here")
-
-    vars(signal)["convolve"] = convolve
-    sys.modules.setdefault("scipy.signal", signal)
-    import prv_accountant  # noqa: F401
-
-
-def _light_opacus() -> None:
-    """Makes ``opacus.accountants.analysis.rdp`` importable without the package's own imports, which load torch."""
-    spec = importlib.util.find_spec("opacus")
-    if spec is None or spec.submodule_search_locations is None:
-        raise ImportError("Opacus is not installed")
-    folders = list(spec.submodule_search_locations)
-    for name, inside in (("opacus", ""), ("opacus.accountants", "accountants")):
-        package = types.ModuleType(name)
-        package.__path__ = [os.path.join(folder, inside) for folder in folders]  # noqa: PTH118
-        sys.modules.setdefault(name, package)
-
-
 @lru_cache(maxsize=64)
 def _renyi(q: float, sigma: float) -> tuple[float, ...]:
     """Opacus' Renyi divergences of one step at ALPHAS; infinite where the series cannot be summed."""
@@ -191,6 +164,7 @@ def opacus_prv(q: float, sigma: float, steps: list[int], max_steps: int, delta: 
 def _operations(role: str) -> dict[str, Callable[..., Json]]:
     """The operations of ``role``; imports its library, so that the first question does not wait for it."""
     if role == "pld":
+        _light.dp_accounting()
         from dpeq.privacy import _pld, _profile
 
         return {
@@ -201,10 +175,10 @@ def _operations(role: str) -> dict[str, Callable[..., Json]]:
             "profile": _profile.profile,
         }
     if role == "prv":
-        _light_prv_accountant()
+        _light.prv_accountant()
         return {"prv": prv}
     if role == "rdp":
-        _light_opacus()
+        _light.opacus_analysis()
         return {"renyi": renyi, "epsilon": renyi_epsilon, "epsilons": renyi_epsilons}
     if role == "opacus":
         import opacus.accountants  # noqa: F401  (slow: imports torch)

@@ -30,7 +30,7 @@ __all__ = ["remembered_curve", "remembered_plan"]
 _log = logging.getLogger(__name__)
 
 _OWN = (
-    *("accounting.py", "plan.py", "solving.py", "gdp.py", "_moments.py", "_pld.py"),
+    *("accounting.py", "plan.py", "solving.py", "gdp.py", "_moments.py", "_pld.py", "_light.py"),
     *("_prv_worker.py", "_session.py"),
 )
 _PACKAGES = ("prv-accountant", "opacus", "dp-accounting", "scipy", "numpy")
