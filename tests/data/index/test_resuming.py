@@ -60,7 +60,13 @@ def room(tmp_path) -> Path:
 def start(room: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(room), str(Path(workers.__file__).parents[3])])}
     return subprocess.Popen(
-        [sys.executable, "script.py"], cwd=room, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "script.py"],
+        cwd=room,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Where the tests run in the background Ctrl-C is ignored, and children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
