@@ -198,7 +198,12 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the trade-off around the plan: svg, png, pdf.")
     ] = None,
-    time: Annotated[bool, typer.Option("--time/--no-time", help="Also estimate how long a training takes.")] = True,
+    time: Annotated[
+        bool | None,
+        typer.Option(
+            "--time/--no-time", help="Also estimate how long a training takes, which loads torch; not with --json."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show what a training would cost in privacy and time, before any training."""
@@ -211,7 +216,7 @@ def plan(
         wanted=wanted,
         noise_multiplier=noise_multiplier,
         plot=plot,
-        time=time,
+        time=not json if time is None else time,
         json=json,
     )
 
