@@ -5,7 +5,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from dpeq.data.images import ImageSet
-from dpeq.evaluation import metrics
+from dpeq.evaluation.bootstrap import resamples
 from dpeq.evaluation.cases import cases_of
 from dpeq.evaluation.metrics import evaluate_predictions
 from dpeq.evaluation.predict import predict_cases
@@ -93,7 +93,7 @@ def test_cases_of_one_patient_are_drawn_together():
 def test_the_cluster_bootstrap_equals_a_loop_over_resampled_patients():
     proba, labels, owners = patients(12, 3, seed=1)
     out = evaluate_predictions(proba, labels, ("a", "b"), owners=owners * 7 + 3, n_bootstrap=200, seed=4)
-    drawn = np.concatenate(list(metrics._resamples(labels, owners, 200, 4)))
+    drawn = np.concatenate(list(resamples(labels, owners, 200, 4)))
     assert drawn.shape == (200, 36)
     auc, recall = [], []
     for row in drawn:
@@ -110,7 +110,7 @@ def test_a_class_of_a_single_patient_is_in_every_resample():
     proba, labels, owners = patients(8, 2, seed=2)
     labels[:] = 0
     labels[4:6] = 1
-    drawn = np.concatenate(list(metrics._resamples(labels, owners, 500, 0)))
+    drawn = np.concatenate(list(resamples(labels, owners, 500, 0)))
     assert len(drawn) == 500
     assert (drawn[:, 4:6] > 0).all()
     assert evaluate_predictions(proba, labels, ("a", "b"), owners=owners, n_bootstrap=100)["auc"]["low"] >= 0

@@ -11,7 +11,8 @@ from scipy.stats import norm
 from sklearn.metrics import accuracy_score, auc, balanced_accuracy_score, brier_score_loss, roc_auc_score, roc_curve
 
 from dpeq.errors import DataError
-from dpeq.evaluation.metrics import ROC_POINTS, evaluate_predictions
+from dpeq.evaluation.metrics import evaluate_predictions
+from dpeq.evaluation.ranking import CURVE_POINTS
 
 BINARY = ("normal", "pneumonia")
 
@@ -68,13 +69,14 @@ def test_a_class_without_cases_is_left_out_and_named():
 
 def test_bootstrap_auc_equals_scikit_learn_on_every_resample():
     """The vectorised rank statistic, ties included, against weights given to scikit-learn."""
-    from dpeq.evaluation.metrics import _Ranking, _resamples
+    from dpeq.evaluation.bootstrap import resamples
+    from dpeq.evaluation.ranking import Ranking
 
     proba, labels = binormal(80, 0.7, seed=5, share=0.25)
     scores = np.round(proba[:, 1], 1)  # many ties
-    for weights in _resamples(labels, None, 25, seed=0):
+    for weights in resamples(labels, None, 25, seed=0):
         assert np.all(weights[:, labels == 1].sum(1) == 20)
-        fast = _Ranking(scores, labels == 1).auc(weights)
+        fast = Ranking(scores, labels == 1).areas(weights)[0]
         slow = [roc_auc_score(labels, scores, sample_weight=row) for row in weights]
         np.testing.assert_allclose(fast, slow, atol=1e-12)
 
@@ -134,7 +136,7 @@ def test_roc_is_thin_keeps_its_ends_and_lies_on_the_full_curve():
     roc = evaluate_predictions(proba, labels, BINARY, n_bootstrap=5)["roc"]
     full = set(zip(*(v.tolist() for v in roc_curve(labels, proba[:, 1])[:2]), strict=True))
     points = list(zip(roc["fpr"], roc["tpr"], strict=True))
-    assert 100 < len(points) <= ROC_POINTS
+    assert 100 < len(points) <= CURVE_POINTS
     assert points[0] == (0.0, 0.0)
     assert points[-1] == (1.0, 1.0)
     assert set(points) <= full
@@ -144,7 +146,7 @@ def test_roc_is_thin_keeps_its_ends_and_lies_on_the_full_curve():
 def test_blocks_of_resamples_do_not_change_the_result(monkeypatch):
     proba, labels = binormal(60, 1.0, seed=1)
     expected = evaluate_predictions(proba, labels, BINARY, n_bootstrap=4000)["auc"]
-    monkeypatch.setattr("dpeq.evaluation.metrics._CELLS", 60 * 700)
+    monkeypatch.setattr("dpeq.evaluation.bootstrap._CELLS", 60 * 700)
     blocked = evaluate_predictions(proba, labels, BINARY, n_bootstrap=4000)["auc"]
     assert blocked["low"] == pytest.approx(expected["low"], abs=0.01)
     assert blocked["high"] == pytest.approx(expected["high"], abs=0.01)
