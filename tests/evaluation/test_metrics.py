@@ -7,29 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from predictions import BINARY, binormal, multiclass
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, auc, balanced_accuracy_score, brier_score_loss, roc_auc_score, roc_curve
 
 from dpeq.errors import DataError
 from dpeq.evaluation.metrics import evaluate_predictions
 from dpeq.evaluation.ranking import CURVE_POINTS
-
-BINARY = ("normal", "pneumonia")
-
-
-def binormal(n: int, shift: float, seed: int, share: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-    """Scores N(0, 1) and N(shift, 1), pushed through a logistic curve: AUC = Phi(shift / sqrt(2))."""
-    rng = np.random.default_rng(seed)
-    labels = (np.arange(n) < share * n).astype(int)
-    score = 1 / (1 + np.exp(-(rng.normal(size=n) + shift * labels - shift / 2)))
-    return np.stack([1 - score, score], axis=1), labels
-
-
-def multiclass(n: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % k
-    logits = rng.normal(size=(n, k)) + 1.5 * np.eye(k)[labels]
-    return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), labels
 
 
 def test_binary_values_agree_with_scikit_learn():
