@@ -12,15 +12,30 @@ __all__ = ["list_assumptions"]
 Kind = Literal["attention", "assumption", "not_covered"]
 
 
-def list_assumptions(source: RunDirectory, loss: Spent) -> list[dict[str, str]]:
-    """Entries ``{"kind", "title", "text"}``, the ones that need attention first."""
-    entries = [*_attention(source, loss), *(_assumptions(source) if source.plan.private else ()), *_not_covered(source)]
+def list_assumptions(source: RunDirectory, loss: Spent, audited: str | None = None) -> list[dict[str, str]]:
+    """Entries ``{"kind", "title", "text"}``, the ones that need attention first.
+
+    ``audited`` is :func:`dpeq.reporting.audit.contradiction`.
+    """
+    entries = [
+        *_attention(source, loss, audited),
+        *(_assumptions(source) if source.plan.private else ()),
+        *_not_covered(source),
+    ]
     return [{"kind": kind, "title": title, "text": text} for kind, title, text in entries]
 
 
-def _attention(source: RunDirectory, loss: Spent) -> list[tuple[Kind, str, str]]:
+def _attention(source: RunDirectory, loss: Spent, audited: str | None) -> list[tuple[Kind, str, str]]:
     plan, run = source.plan, source.run
     found: list[tuple[str, str]] = []
+    if audited is not None:
+        found.append(
+            (
+                "THE GUARANTEE IS FALSE",
+                f"{audited} Both cannot be true: the training, or the program, does not do what the guarantee rests "
+                "on. Do not release this model, do not rely on any figure of this report, and find the cause first.",
+            )
+        )
     if not plan.private:
         found.append(
             ("No guarantee", "No noise was added. The model may repeat details of single patients; do not release it.")

@@ -23,9 +23,21 @@ from scipy.stats import norm
 from dpeq.errors import DataError
 from dpeq.privacy.accounting import mu_bound, upper_bound
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.privacy.risk import Risk
+from dpeq.privacy.risk_words import clinician, officer, reviewer
 from dpeq.reporting.numbers import round_up, scientific
 
-__all__ = ["FALSE_ALARMS", "Spent", "advantage", "attacker", "hit_rate", "spent", "statement"]
+__all__ = [
+    "FALSE_ALARMS",
+    "Spent",
+    "advantage",
+    "attacker",
+    "hit_rate",
+    "readers",
+    "sampling",
+    "spent",
+    "statement",
+]
 
 _RECOMPUTED = 1e-3  # relative rounding allowed between a plan's epsilon and its recomputation
 FALSE_ALARMS = (0.001, 0.01, 0.1)  # the rates at which membership attacks are usually reported
@@ -129,3 +141,55 @@ def statement(plan: PrivacyPlan, loss: Spent) -> str:
         f"δ = {scientific(plan.delta)}{gaussian}, for training sets that differ by adding or removing {one} "
         "and for everything that training released: the final weights, their running average and every checkpoint."
     )
+
+
+def readers(plan: PrivacyPlan, loss: Spent, risk: Risk | None) -> dict[str, list[str]]:
+    """What ``risk`` means in sentences for three readers: {"officer", "clinician", "reviewer"}."""
+    if risk is None:
+        return _unlimited(plan)
+    said = {"officer": [*officer(risk)], "clinician": [*clinician(risk)], "reviewer": [*reviewer(risk)]}
+    if loss.steps == 0:
+        nothing = "No step was taken: nothing of the training data went into the weights, and chance is all there is."
+        said = {reader: [nothing, *sentences] for reader, sentences in said.items()}
+    return said
+
+
+def _unlimited(plan: PrivacyPlan) -> dict[str, list[str]]:
+    """For a run without privacy: no number is given, because there is none."""
+    whole = "a patient, or any image of that patient," if plan.unit == "patient" else "an image"
+    return {
+        "officer": [
+            f"Nothing limits what this model gives away about {whole} that it was trained on: no noise was added.",
+            f"Somebody who has the model may be able to tell with certainty whether {whole} was in the training set.",
+            "Treat the model as you treat the training data themselves.",
+        ],
+        "clinician": [
+            "Nothing limits how well training images can be reconstructed from this model.",
+            "Whether anybody could do so is not known; no guarantee says that nobody can.",
+        ],
+        "reviewer": [
+            "The noise multiplier is 0, so epsilon is infinite at every delta below 1.",
+            "The trivial bounds are all there are: a hit rate of 1 at a false alarm rate of 0, an advantage of 1, and "
+            "reconstruction with probability 1 at every base rate.",
+        ],
+    }
+
+
+def sampling(plan: PrivacyPlan, rng: str) -> dict[str, str]:
+    """How units were drawn, and how the accountants take it that they were."""
+    rate = f"probability q = {plan.sample_rate:.6g}"
+    coins = "a generator with a fixed seed" if rng == "seeded" else "a key of the operating system's randomness"
+    return {
+        "run": (
+            f"Poisson sampling over {plan.unit}s: in every step each {plan.unit} enters on its own with {rate}, by a "
+            f"coin of its own from ChaCha20 under {coins}. The size of a batch is therefore random, and an empty batch "
+            "counts as a step; nothing is shuffled or drawn to a fixed size."
+        ),
+        "accounted": (
+            f"{plan.steps:,} Poisson-subsampled Gaussian mechanisms, each with {rate} per {plan.unit}, for adding or "
+            f"removing one {plan.unit}, whichever costs more: what was run. Sampler and accountants read the rate from "
+            "one frozen plan, whose hash the ledger's first line holds, and a step beyond the plan is refused."
+            if plan.private
+            else "Nothing: without noise there is no privacy loss to account for."
+        ),
+    }

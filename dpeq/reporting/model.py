@@ -11,50 +11,79 @@ import jsonschema
 
 from dpeq import __version__
 from dpeq.errors import DataError
+from dpeq.privacy import accounting
 from dpeq.privacy.accounting import epsilon_curve
+from dpeq.privacy.risk import Risk, assess
+from dpeq.reporting.accountants import compared
 from dpeq.reporting.assumptions import list_assumptions
-from dpeq.reporting.guarantee import Spent, attacker, spent, statement
+from dpeq.reporting.audit import contradiction, read_audit
+from dpeq.reporting.checklist import checklist
+from dpeq.reporting.guarantee import Spent, attacker, readers, sampling, spent, statement
+from dpeq.reporting.risks import group_risk
 from dpeq.reporting.rundir import RunDirectory, read_run
 from dpeq.resources import asset
 
 __all__ = ["SCHEMA_VERSION", "build_report", "validate"]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
 _CURVE_POINTS = 25
 
 
-def build_report(run_dir: Path, *, companion: Path | None = None) -> dict[str, Any]:
+def build_report(
+    run_dir: Path, *, companion: Path | None = None, images_per_patient: int | None = None
+) -> dict[str, Any]:
     """The report of the run in ``run_dir``; it satisfies ``privacy_reports/report.schema.json``.
 
-    ``companion`` is a run without privacy on the same data, whose scores stand beside this one's. The same files give
-    the same report. Raises :class:`DataError` when the run is incomplete, its ledger broken, its parts contradict each
-    other, or the companion is private or was tested on other data.
+    ``companion`` is a run without privacy on the same data, whose scores stand beside this one's.
+    ``images_per_patient`` is the most images that one patient has in the training set, a published number: with it the
+    report of an image-level run also says what limits hold for a whole patient. The same files give the same report.
+
+    Raises :class:`DataError` when the run is incomplete, its ledger broken, its parts contradict each other, or the
+    companion is private or was tested on other data; :class:`ConfigError` for an ``images_per_patient`` that says
+    nothing; :class:`~dpeq.privacy.accounting.AccountingError` when accountants contradict each other.
     """
-    source = read_run(Path(run_dir))
-    plan, run = source.plan, source.run
-    loss = spent(plan, source.ledger.steps)
+    with accounting.session("pld"):  # one process answers for the guarantee, the risk and the curve
+        source = read_run(Path(run_dir))
+        report = _report(source, companion, images_per_patient)
+    report = json.loads(json.dumps(report))  # tuples become lists, as they will be after writing
+    validate(report)
+    return report
+
+
+def _report(source: RunDirectory, companion: Path | None, images_per_patient: int | None) -> dict[str, Any]:
+    plan, run, steps = source.plan, source.run, source.ledger.steps
+    loss, risk = spent(plan, steps), assess(plan, steps)
+    group = group_risk(plan, steps, images_per_patient)
+    audit = read_audit(source.path)
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "run": source.path.resolve().name,
-        "guarantee": _guarantee(source, loss),
+        "guarantee": _guarantee(source, loss, risk),
+        "accountants": compared(plan, steps),
+        "risk": None if risk is None else risk.to_dict(),
+        "group_risk": None if group is None else group.to_dict(),
+        "audit": audit,
         "utility": {**source.metrics["test"], "weights": source.metrics["weights"], "split": "test"},
         "validation": source.metrics.get("val"),
         "companion": _companion(source, Path(companion)) if companion is not None else None,
+        "symmetry": source.metrics.get("symmetry"),
+        "images": None,
         "model": run["model"],
         "plan": plan.to_dict(),
         "ledger": {
             "head": source.ledger.head,
-            "steps": source.ledger.steps,
+            "steps": steps,
             "notes": source.ledger.notes,
             "torn": source.ledger.torn,
             "verified": True,
         },
         "data": run["data"],
-        "assumptions": list_assumptions(source, loss),
+        "assumptions": list_assumptions(source, loss, contradiction(audit, plan, steps, loss.epsilon)),
         "epsilon_curve": [[step, eps] for step, eps in epsilon_curve(plan, _CURVE_POINTS)] if plan.private else [],
         "resources": {
             "seconds": run["seconds"],
             "peak_memory_mib": run.get("peak_memory_mib"),
+            "energy": run.get("energy"),
             "device": run.get("device"),
             "threads": run.get("threads"),
             "platform": run.get("platform"),
@@ -65,6 +94,7 @@ def build_report(run_dir: Path, *, companion: Path | None = None) -> dict[str, A
             "stopped": run.get("stopped"),
             "seed": run.get("seed"),
             "rng": run["rng"],
+            "processes": run.get("processes"),
             "log_private_metrics": run["log_private_metrics"],
             "dpeq": run.get("dpeq"),
             "git": run.get("git"),
@@ -74,9 +104,7 @@ def build_report(run_dir: Path, *, companion: Path | None = None) -> dict[str, A
             "report_dpeq": __version__,
         },
     }
-    report = json.loads(json.dumps(report))  # tuples become lists, as they will be after writing
-    validate(report)
-    return report
+    return {**report, "checklist": checklist(report)}
 
 
 def validate(report: Any) -> None:
@@ -96,7 +124,7 @@ def _validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(schema)
 
 
-def _guarantee(source: RunDirectory, loss: Spent) -> dict[str, Any]:
+def _guarantee(source: RunDirectory, loss: Spent, risk: Risk | None) -> dict[str, Any]:
     plan = source.plan
     return {
         "private": plan.private,
@@ -105,11 +133,13 @@ def _guarantee(source: RunDirectory, loss: Spent) -> dict[str, Any]:
         "mu": loss.mu,
         "unit": plan.unit,
         "neighbouring": plan.neighbouring,
+        "sampling": sampling(plan, source.run["rng"]),
         "accountant": loss.accountant,
         "accountant_note": loss.note,
         "steps": loss.steps,
         "complete": loss.complete,
         "statement": statement(plan, loss),
+        **readers(plan, loss, risk),
         "attacker": attacker(loss, plan.delta),
     }
 

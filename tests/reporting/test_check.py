@@ -53,7 +53,7 @@ def lower_epsilon_carefully(report):
 
 
 def lower_epsilon_in_the_plan_too(report):
-    report["plan"]["epsilon"]["prv_upper"] = 3.0
+    report["plan"]["epsilon"]["pld"] = 3.0
     plan = PrivacyPlan.from_dict(report["plan"])
     report["provenance"]["plan_sha256"] = plan.sha256
     restate(report, plan, epsilon=3.0)

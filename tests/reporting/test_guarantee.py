@@ -86,7 +86,7 @@ def test_a_run_that_stopped_early_spends_less_but_never_below_the_accountants_lo
 
 def test_the_sentence_names_unit_epsilon_delta_and_mu_rounded_up(plan):
     text = statement(plan, spent(plan, plan.steps)).replace("\N{NO-BREAK SPACE}", " ")
-    for part in ("ε = 7.99", "δ = 1 × 10⁻⁴", "μ = 1.932", "one patient", "adding or removing"):
+    for part in ("ε = 8.00", "δ = 1 × 10⁻⁴", "μ = 1.938", "one patient", "adding or removing"):
         assert part in text
 
 

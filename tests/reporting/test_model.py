@@ -24,7 +24,7 @@ def test_report_satisfies_the_published_schema(report, open_report):
 def test_contract_fields_carry_the_runs_numbers(report, private_run):
     plan = json.loads((private_run / "plan.json").read_text())
     guarantee = report["guarantee"]
-    assert guarantee["epsilon"] == plan["epsilon"]["prv_upper"]
+    assert guarantee["epsilon"] == plan["epsilon"]["pld"]
     assert {key: guarantee[key] for key in ("delta", "mu", "unit", "neighbouring", "accountant")} == {
         key: plan[key] for key in ("delta", "mu", "unit", "neighbouring", "accountant")
     }
@@ -127,7 +127,7 @@ def test_without_privacy_everything_says_so(open_report):
 def test_tampered_plan_is_refused(make_run):
     run = make_run()
     path = run / "plan.json"
-    path.write_text(path.read_text().replace('"noise_multiplier": 1.3927', '"noise_multiplier": 2.5'))
+    path.write_text(path.read_text().replace('"noise_multiplier": 1.3895', '"noise_multiplier": 2.5'))
     with pytest.raises(DataError, match="belongs to another plan"):
         build_report(run)
 
