@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dpeq.reporting.model import validate
 from dpeq.reporting.plots import Series, confusion_plot, epsilon_plot, roc_plot, score_plot
 from dpeq.resources import asset
 
-__all__ = ["render_html", "write_report"]
+__all__ = ["page", "render_html", "write_report"]
 
 _SCORES = (("auc", "AUC"), ("balanced_accuracy", "Balanced accuracy"), ("accuracy", "Accuracy"))
 _ACCOUNTANTS = (
@@ -47,11 +48,19 @@ def write_report(report: dict[str, Any], out_dir: Path) -> tuple[Path, Path]:
     return html_path, json_path
 
 
-def render_html(report: dict[str, Any]) -> str:
-    """The page of ``report`` (see ``privacy_reports/report.html.j2``); the same report gives the same bytes."""
-    template = asset("privacy_reports", "report.html.j2")
+def page(template_name: str, **values: Any) -> str:
+    """The template of ``privacy_reports`` filled with ``values``; the same values give the same bytes.
+
+    Templates extend ``base.html.j2`` and take tables and figures from ``macros.html.j2``. Everything is escaped but
+    what was made as :class:`~markupsafe.Markup`. Raises jinja2's UndefinedError when a value is missing.
+    """
+    return _environment().get_template(template_name).render(**values)
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(template.parent),
+        loader=FileSystemLoader(asset("privacy_reports", "base.html.j2").parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -66,7 +75,12 @@ def render_html(report: dict[str, Any]) -> str:
         pct_up=numbers.percent_up,
         show=numbers.show,
     )
-    return environment.get_template(template.name).render(report=report, **_view(report))
+    return environment
+
+
+def render_html(report: dict[str, Any]) -> str:
+    """The page of ``report`` (see ``privacy_reports/report.html.j2``); the same report gives the same bytes."""
+    return page("report.html.j2", report=report, **_view(report))
 
 
 def _view(report: dict[str, Any]) -> dict[str, Any]:
