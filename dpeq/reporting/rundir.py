@@ -28,6 +28,15 @@ _RUN_KEYS = {
     "data": dict,
 }
 _SCORES = {"n", "classes", "auc", "accuracy"}
+_NEWER = {  # runs before schema 2.0 have none of these
+    "average_precision",
+    "ece",
+    "calibration",
+    "by_class",
+    "operating_points",
+    "precision_recall",
+    "majority_average_precision",
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,13 @@ def read_run(path: Path) -> RunDirectory:
         score = metrics["test"].get(key) if isinstance(metrics["test"], dict) else None
         if not isinstance(score, dict) or not {"value", "low", "high"} <= score.keys():
             raise DataError(f"{path / 'metrics.json'} has no usable test score {key!r}; train again.")
+    for split in ("test", "val"):
+        scores = metrics.get(split)
+        if scores is not None and not (isinstance(scores, dict) and scores.keys() >= _NEWER):
+            raise DataError(
+                f"{path / 'metrics.json'} lacks scores of its {split} split that a report shows; "
+                f"run 'dpeq evaluate {path}'."
+            )
     if run["non_private"] == plan.private:
         raise DataError(
             f"{path / 'run.json'} and plan.json disagree on whether the run was private; the run cannot be trusted, "
