@@ -116,6 +116,15 @@ def index(
     ] = None,
     label_column: Annotated[str, typer.Option("--label-column", help="Column of the CSV with the label.")] = "label",
     classes: Annotated[str, typer.Option("--classes", help="Class names, comma-separated.")] = "negative,positive",
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            "--groups",
+            help="Columns of the CSV that scores are told apart by, as in 'sex,age' or 'sex=Gender,site=Clinic'. "
+            "Sites and devices then stand in the manifest and in reports as written. Without it, headers say the sex, "
+            "the age in bands, a number for the site and the manufacturer.",
+        ),
+    ] = None,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -146,6 +155,7 @@ def index(
     """Index a folder of images: every file is accepted or rejected with a reason. Run it again after a stop."""
     from dpeq.console import RichObserver, index_tables
     from dpeq.data.index import NoManifest, index_folder
+    from dpeq.data.index.groups import columns_of
 
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
     if len(set(names)) < 2 or len(set(names)) < len(names):
@@ -158,6 +168,7 @@ def index(
                 out,
                 classes=names,
                 label_column=label_column,
+                groups=None if groups is None else columns_of(groups),
                 layout=layout,
                 masks=masks,
                 modality=modality,

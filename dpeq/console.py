@@ -223,6 +223,8 @@ def index_tables(summary: IndexSummary) -> list[Table]:
         files.add_row("images with a mask", str(summary.masks))
     for split, count in summary.manifest.counts().items():
         files.add_row(split, f"{count['images']} images of {count['patients']} patients")
+    for name, known in summary.groups.rows():
+        files.add_row(name, known)
     title = f"Identifying attributes in {summary.dicom_headers} headers of DICOM images that are read ({EDITION})"
     policy = Table(title=title, title_justify="left")
     for heading in ("kind", "attribute"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dpeq.data.attributes import ATTRIBUTES
 from dpeq.errors import DataError
 
 __all__ = ["ImageSet"]
@@ -27,6 +29,9 @@ class ImageSet:
         unit: what a unit is, "image" or "patient".
         cases: int64 ``[N]``, which labelled thing each image shows, ``0 .. n_cases - 1`` (the slices of a volume show
             one); None where every image was labelled by itself.
+        patients: int64 ``[N]``, whom each image shows, ``0 .. n_patients - 1``; None where the data names no patients.
+        groups: value of each image by attribute of :data:`dpeq.data.attributes.ATTRIBUTES`, "" where it is unknown;
+            None where none is known, and always of the images that are trained on.
     """
 
     images: Tensor
@@ -37,6 +42,8 @@ class ImageSet:
     name: str
     unit: str
     cases: Tensor | None = None
+    patients: Tensor | None = None
+    groups: Mapping[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -57,6 +64,13 @@ class ImageSet:
                 raise ValueError(f"the cases of the {self.name} split are not 0 .. n - 1, one per image.")
             if not all(_constant_within(self.cases, values, n_cases) for values in (self.labels, self.units)):
                 raise ValueError(f"a case of the {self.name} split has two labels or two units.")
+        if self.patients is not None and self.patients.shape != (n,):
+            raise ValueError(f"the patients of the {self.name} split are not one per image.")
+        if self.groups is not None:
+            if self.name == "train" or self.patients is None:
+                raise ValueError("groups are of images of known patients that are not trained on.")
+            if not set(self.groups) <= set(ATTRIBUTES) or any(len(values) != n for values in self.groups.values()):
+                raise ValueError(f"the groups of the {self.name} split are not one value per image and attribute.")
 
     def one_label_per_unit(self) -> bool:
         """Whether all images of every unit have the same label."""

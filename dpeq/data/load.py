@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dpeq.data.attributes import ATTRIBUTES
 from dpeq.data.cards import Card
 from dpeq.data.images import ImageSet
 from dpeq.data.manifest import SPLITS, FileStamp, Manifest, Record
@@ -146,18 +147,28 @@ def _load_indexed(
 
 def _image_set(index: Manifest, name: str, images: Tensor, count: int, unit: str) -> ImageSet:
     records = index.split(name)
-    owners = [record.patient if unit == "patient" else record.image for record in records]
-    numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners))}
+    patients = _numbers([record.patient for record in records])
+    units = patients if unit == "patient" else torch.arange(len(records))
+    known = [dict(record.groups) for record in records for _ in range(count)]
+    groups = {attribute: tuple(values.get(attribute, "") for values in known) for attribute in ATTRIBUTES}
     return ImageSet(
         images,
         torch.tensor([record.label for record in records]).repeat_interleave(count),
-        torch.tensor([numbers[owner] for owner in owners]).repeat_interleave(count),
-        len(numbers),
+        units.repeat_interleave(count),
+        int(units.max()) + 1,
         index.classes,
         name,
         unit,
         cases=torch.arange(len(records)).repeat_interleave(count) if count > 1 else None,
+        patients=patients.repeat_interleave(count),
+        groups={name: values for name, values in groups.items() if any(values)} or None,
     )
+
+
+def _numbers(names: list[str]) -> Tensor:
+    """Of each name, from 0 in the order in which they come."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([numbers[name] for name in names])
 
 
 def _make(root: Path, job: _Job, transform: ImageTransform) -> Tensor:

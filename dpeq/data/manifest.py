@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpeq.data.attributes import ATTRIBUTES
 from dpeq.data.private import private_path, replacing, write_private_json
 from dpeq.data.readers.source import Source
 from dpeq.errors import DataError
@@ -20,7 +21,7 @@ from dpeq.errors import DataError
 __all__ = ["SPLITS", "FileStamp", "Manifest", "Record", "private_path"]
 
 SPLITS = ("train", "val", "test")
-_VERSION = 3
+_VERSION = 4
 _PUBLIC = ("patient", "image", "label", "split", "burned_in")
 
 
@@ -53,6 +54,8 @@ class Record:
         burned_in: whether the header says that text is burned into the pixels.
         source: where the voxels lie, relative to the root.
         mask: where those of its mask lie, on the same grid.
+        groups: value by attribute of :data:`dpeq.data.attributes.ATTRIBUTES`, of those that are known, in words that
+            name nobody. Images that are trained on have none: nothing asks for theirs.
     """
 
     patient: str
@@ -63,6 +66,7 @@ class Record:
     burned_in: bool
     source: Source
     mask: Source | None = None
+    groups: tuple[tuple[str, str], ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -93,6 +97,8 @@ class Manifest:
                 raise DataError(f"Image {record.image} has no files; run 'dpeq index' again.")
             if any(file not in self.files for file in record.files):
                 raise DataError(f"Image {record.image} has files that were never read; run 'dpeq index' again.")
+            if record.groups and (record.split == "train" or not set(dict(record.groups)) <= set(ATTRIBUTES)):
+                raise DataError(f"Image {record.image} is in groups that it must not be in; run 'dpeq index' again.")
             if len(record.shape) != 4 or min(record.shape) < 1:
                 raise DataError(f"Image {record.image} has the shape {record.shape}; run 'dpeq index' again.")
         if len({record.image for record in self.records}) < len(self.records):
@@ -118,7 +124,10 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Writes ``path`` and, beside it, the private part (mode 0600); each appears whole or not at all."""
-        public = [{name: getattr(r, name) for name in _PUBLIC} | {"shape": list(r.shape)} for r in self.records]
+        public = [
+            {name: getattr(r, name) for name in _PUBLIC} | {"shape": list(r.shape), "groups": dict(r.groups)}
+            for r in self.records
+        ]
         body = {"version": _VERSION, "modality": self.modality, "classes": list(self.classes), "records": public}
         text = json.dumps(body, indent=1) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,6 +166,7 @@ class Manifest:
                     burned_in=bool(r["burned_in"]),
                     source=Source.from_dict(private["sources"][r["image"]]),
                     mask=masks.get(r["image"]),
+                    groups=tuple((str(name), str(value)) for name, value in r["groups"].items()),
                 )
                 for r in public["records"]
             )

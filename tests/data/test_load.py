@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -128,6 +129,41 @@ def test_all_slices_of_a_volume_belong_to_its_unit(card, archive, unit, units):
     assert split.labels.view(4, 6)[:, 0].tolist() == [record.label for record in records]
     mine = ImageTransform(SLICES)(read(Manifest.read(archive).root, records[2].source))
     assert torch.equal(split.images[12:18], mine)
+
+
+@pytest.mark.parametrize("unit", ["patient", "image"])
+def test_groups_and_patients_follow_the_images(card, archive, unit):
+    index = Manifest.read(archive)
+    told = {"p1": (("sex", "female"), ("age", "60-69")), "p2": (("sex", "male"),), "p4": (("age", "0-9"),)}
+    replace(index, records=tuple(replace(r, groups=told.get(r.patient, ())) for r in index.records)).write(archive)
+    splits = load_splits(card, manifest=archive, unit=unit, settings=SLICES)
+    for name in ("train", "val", "test"):
+        records = [r for r in index.split(name) for _ in range(6)]
+        patients = splits[name].patients
+        assert patients is not None
+        for number in range(int(patients.max()) + 1):
+            assert len({r.patient for r, p in zip(records, patients, strict=True) if p == number}) == 1
+        if name == "train":
+            assert splits[name].groups is None
+            continue
+        groups = splits[name].groups
+        assert groups is not None
+        assert set(groups) == {"val": {"sex", "age"}, "test": {"sex"}}[name]
+        for attribute, values in groups.items():
+            assert values == tuple(dict(told.get(r.patient, ())).get(attribute, "") for r in records)
+
+
+def test_groups_are_for_images_that_are_not_trained_on(card, archive):
+    split = load_splits(card, manifest=archive, unit="patient", settings=SLICES)["val"]
+    n = len(split.labels)
+    same = replace(split, groups={"sex": ("female",) * n})
+    assert same.sha256() == split.sha256()
+    wrong = [{"sex": ("female",)}, {"name": ("",) * n}]
+    for change in ({"name": "train"}, {"patients": None}, *({"groups": groups} for groups in wrong)):
+        with pytest.raises(ValueError, match="group"):
+            replace(same, **change)
+    with pytest.raises(ValueError, match="patients"):
+        replace(same, patients=torch.zeros(n - 1, dtype=torch.int64))
 
 
 def test_images_of_a_patient_may_have_different_labels(card, archive):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -24,7 +25,9 @@ RECORDS = (
     record("aa", "i1", 0, "train", "Doe^Jane/1.dcm", "Doe^Jane/2.dcm"),
     record("aa", "i2", 0, "train", "Doe^Jane/3.dcm", mask=Source("nifti", ("Doe^Jane/m.nii",), 2)),
     replace(record("bb", "i3", 1, "val", "4.npz"), source=Source("npz", ("4.npz",), 7), burned_in=True),
-    record("cc", "i4", 1, "test", "M\udcfcller.dcm"),  # a name in Latin-1, which is not valid UTF-8
+    record(
+        "cc", "i4", 1, "test", "M\udcfcller.dcm", groups=(("sex", "female"), ("site", "Nürnberg"))
+    ),  # a name in Latin-1, which is not valid UTF-8
 )
 
 
@@ -68,6 +71,8 @@ def test_paths_that_may_identify_are_in_the_private_part_alone(manifest, tmp_pat
         ((*RECORDS, record("dd", "i5", 1, "train")), "i5 has no files"),
         ((*RECORDS, record("dd", "i5", 1, "train", "6")), "i5 has files that were never read"),
         ((*RECORDS, replace(RECORDS[0], image="i5", shape=(1, 8, 0, 4))), "i5 has the shape"),
+        ((*RECORDS, replace(RECORDS[0], image="i5", groups=(("sex", "male"),))), "i5 is in groups"),
+        ((*RECORDS, replace(RECORDS[3], image="i5", groups=(("name", "Doe"),))), "i5 is in groups"),
         ((*RECORDS, replace(RECORDS[0], image="i5", mask=Source("nifti", ()))), "i5 has no files"),
     ],
 )
@@ -93,9 +98,17 @@ def _break(path: Path, how: str) -> None:
         body = json.loads(private_path(path).read_text(encoding="utf-8"))
         body[how.split()[-1]] = {"i1": {"format": "Doe", "files": ["Doe"]}}
         private_path(path).write_text(json.dumps(body), encoding="utf-8")
+    elif how == "no groups":
+        body = json.loads(path.read_text(encoding="utf-8"))
+        del body["records"][0]["groups"]
+        text = json.dumps(body)
+        path.write_text(text, encoding="utf-8")
+        private = json.loads(private_path(path).read_text(encoding="utf-8"))
+        private["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        private_path(path).write_text(json.dumps(private), encoding="utf-8")
     elif how == "older":
         body = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps({**body, "version": 1}), encoding="utf-8")
+        path.write_text(json.dumps({**body, "version": 3}), encoding="utf-8")
     else:
         body = json.loads(path.read_text(encoding="utf-8"))
         body["records"][0]["split"] = "test"
@@ -110,6 +123,7 @@ def _break(path: Path, how: str) -> None:
         ("not json", "cannot be read"),
         ("a list", "holds no manifest"),
         ("older", r"another version of dpeq; run 'dpeq index' again"),
+        ("no groups", "garbles an entry"),
         ("private part: version", r"another version of dpeq"),
         ("private part: sources", r"^[^']*manifest.json or its private part lacks or garbles an entry"),
         ("private part: masks", "garbles an entry"),

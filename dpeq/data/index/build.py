@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from dpeq.data.index.groups import GroupCounts, settle
 from dpeq.data.index.images import Gathering, Image, Mask
 from dpeq.data.index.kinds import of_one_kind
 from dpeq.data.index.labels import Classes, Table
@@ -46,6 +47,7 @@ def index_folder(
     *,
     classes: Sequence[str],
     label_column: str = "label",
+    groups: Mapping[str, str] | None = None,
     layout: str | None = None,
     masks: str | None = None,
     modality: str | None = None,
@@ -67,6 +69,8 @@ def index_folder(
             classes; optional are ``split`` (train, val or test) and ``patient_id``, which must agree with the headers.
             Without splits a keyed hash of the patient decides: 70 % train, 10 % val, 20 % test of every combination of
             labels.
+        groups: columns of the table that say the sex, age, site or device, by attribute, see
+            :func:`dpeq.data.index.groups.columns_of`. What headers say of other attributes is taken without asking.
         layout: what paths say, see :mod:`dpeq.data.index.layout`; gives the patient of formats whose headers do not,
             and labels and splits that are names of folders.
         masks: the layout of masks, which belong to the images of the same values.
@@ -83,7 +87,7 @@ def index_folder(
     """
     job = _Job(folder, out, progress or (lambda done, total: None), stage or (lambda text: None))
     patterns = Layout(layout) if layout else None, Layout(masks, "--masks") if masks else None
-    table = _read_table(job, labels, Classes(tuple(classes)), label_column, patterns[0])
+    table = _read_table(job, labels, Classes(tuple(classes)), label_column, groups or {}, patterns[0])
     _make_room(out)
     count = available() if workers is None else workers
     with Scan(scan_path(out), folder) as scan, Workers(folder, count) as pool:
@@ -105,7 +109,7 @@ def index_folder(
         write_private_table(rejects_path(out), ("path", "reason", "detail"), scan.rejects())
         under_two, twice = twins(images, checks)
         _list_unmatched(out, gathering, images, under_two, twice, with_masks=masks is not None)
-        manifest = _manifest(job, images, checks, tuple(classes), word)
+        manifest, counts = _manifest(job, images, checks, tuple(classes), word, table)
         if set(manifest.files) != set(scan.accepted()):
             raise DataError(
                 "The manifest does not hold the accepted files, which is an error in dpeq; please report it."
@@ -121,6 +125,7 @@ def index_folder(
             None if masks is None else sum(record.mask is not None for record in manifest.records),
             len(under_two),
             len(twice),
+            counts,
         )
         if not images:
             why = f"No image in {folder} could be used; {rejects_path(out)} has a reason for each file."
@@ -142,12 +147,19 @@ class _Job:
 
 
 def _read_table(
-    job: _Job, labels: Path | None, classes: Classes, label_column: str, layout: Layout | None
+    job: _Job,
+    labels: Path | None,
+    classes: Classes,
+    label_column: str,
+    groups: Mapping[str, str],
+    layout: Layout | None,
 ) -> Table | None:
     """Finds out, before anything long, whether folder, table and layout can give labels."""
     if not job.folder.is_dir():
         raise DataError(f"There is no folder {job.folder}; name the one that holds the images.")
     by_folder = layout.names if layout is not None else ()
+    if labels is None and groups:
+        raise ConfigError("--groups names columns of the table that --labels gives; give one.")
     if labels is None:
         if "label" in by_folder:
             return None
@@ -161,7 +173,7 @@ def _read_table(
         raise DataError(
             f"The labels {labels} would be overwritten by the index of {job.out}; copy them to another name."
         )
-    table = Table(labels, classes, label_column, need_labels="label" not in by_folder)
+    table = Table(labels, classes, label_column, need_labels="label" not in by_folder, groups=groups)
     for name, both in (("label", table.has_labels), ("split", table.has_splits)):
         if both and name in by_folder:
             raise ConfigError(f"{labels} and --layout both give the {name}; leave one of them out.")
@@ -248,7 +260,9 @@ def _name(image: Image) -> str:
     return image.source.files[0] + (f"#{image.source.part}" if image.source.part else "")
 
 
-def _manifest(job: _Job, images: list[Image], checks: Checks, classes: tuple[str, ...], modality: str) -> Manifest:
+def _manifest(
+    job: _Job, images: list[Image], checks: Checks, classes: tuple[str, ...], modality: str, table: Table | None
+) -> tuple[Manifest, GroupCounts]:
     names = Pseudonyms(key_path(job.out))
     labels: dict[str, set[int]] = defaultdict(set)
     records = []
@@ -266,14 +280,18 @@ def _manifest(job: _Job, images: list[Image], checks: Checks, classes: tuple[str
                 image.burned_in,
                 image.source,
                 mask,
+                tuple(image.groups.items()),
             )
         )
     if any(not record.split for record in records):
         made = make_splits(labels)
         records = [replace(record, split=made[record.patient]) for record in records]
+    records, counts = settle(records, names, {} if table is None else table.groups)
+    if table is not None:
+        counts.not_understood.update(table.not_understood)
     records.sort(key=lambda record: record.image)
     files = {name: checks.files[name] for name in sorted({name for record in records for name in record.files})}
-    return Manifest(job.folder, classes, modality, tuple(records), files)
+    return Manifest(job.folder, classes, modality, tuple(records), files), counts
 
 
 def _make_room(out: Path) -> None:

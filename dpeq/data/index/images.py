@@ -44,6 +44,7 @@ class Image:
         identity: what tells it from every other image, wherever the archive lies; its pseudonym is made of it.
         ids: by placeholder of a layout, "" where there is none; the header's, or else the path's.
         label, split: as resolved; a split of "" is still to be made.
+        groups: value by attribute, of those that are known; what a header says of the site is a name.
     """
 
     source: Source
@@ -55,6 +56,7 @@ class Image:
     label: int = -1
     split: str = ""
     mask: Mask | None = None
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -137,6 +139,7 @@ class Gathering:
                 any(headers[file].burned_in for file in source.files),
                 ("dicom", header.patient, header.study, header.series, str(number)),
                 _ids(values, header.patient, header.study, header.series, ""),
+                groups=_common([headers[file] for file in source.files]),
             )
             if refused := self._resolve(image, header.patient, values):
                 self.scan.reject(source.files, refused)
@@ -165,6 +168,7 @@ class Gathering:
                 header.burned_in,
                 ("file", header.patient, header.study, header.series, path, str(part)),
                 _ids(values, header.patient or member.patient, header.study, header.series, member.image),
+                groups=dict(header.groups),
             )
             refused = self._resolve(image, header.patient or member.patient, values)
             if refused is None:
@@ -227,6 +231,10 @@ class Gathering:
         if not told:
             return Refused(_NO_PATIENT)
         image.ids["patient"] = told.pop()
+        if self.table is not None:
+            # An attribute that was asked of the table is the table's alone: its words and a header's do not mix.
+            stated = {name: value for name, value in image.groups.items() if name not in self.table.groups}
+            image.groups = {**stated, **(row.groups if row is not None else {})}
         if row is not None and self.table is not None and self.table.key in _SEVERAL:
             owner = (image.ids["patient"], *(image.source.files if self.table.key == "image_id" else ()))
             for number, key in enumerate(_keys(image)[self.table.key]):
@@ -269,6 +277,11 @@ class Gathering:
         kind = self.table.key if self.table is not None else "path"
         self.note(kind, next(iter(_keys(image)[kind]), image.source.files[0]), reason)
         return Refused(reason)
+
+
+def _common(headers: Sequence[Header]) -> dict[str, str]:
+    """What the headers of all files of an image say of groups."""
+    return dict(set.intersection(*(set(header.groups) for header in headers)))
 
 
 def _ids(values: dict[str, str], patient: str, study: str, series: str, image: str) -> dict[str, str]:

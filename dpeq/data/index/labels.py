@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dpeq.data.attributes import PLAIN
 from dpeq.data.index.spelling import composed
 from dpeq.data.manifest import SPLITS
 from dpeq.errors import DataError
@@ -21,6 +23,12 @@ KEYS = {
     "patient_id": "a patient",
 }
 """Columns that a row may be found by, the most specific first, and what such a row is about."""
+_MEANS = {
+    "sex": "a sex (female, male, other, or f, m, o)",
+    "age": "an age (in years, or as a band such as 60-69)",
+    "site": "a site",
+    "device": "a device",
+}
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,16 @@ class Classes:
 
 @dataclass(frozen=True)
 class Row:
-    """One line: ``label`` is None where it is empty or unknown, and ``problem`` says which."""
+    """One line: ``label`` is None where it is empty or unknown, and ``problem`` says which.
+
+    Lines about one thing may differ in ``groups``, value by attribute: what they differ in is unknown.
+    """
 
     patient: str = ""
     label: int | None = None
     problem: str = ""
     split: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 class Table:
@@ -60,11 +72,23 @@ class Table:
         key: the column that rows are found by, one of :data:`KEYS`.
         has_labels, has_splits: whether it has such columns.
         rows: by their id in composed spelling.
+        groups: the column of each attribute that it was asked for.
+        not_understood: cells of these that are not empty and say nothing, by attribute.
     """
 
-    def __init__(self, path: Path, classes: Classes, label_column: str, *, need_labels: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        classes: Classes,
+        label_column: str,
+        *,
+        need_labels: bool,
+        groups: Mapping[str, str] | None = None,
+    ) -> None:
         """Reads it; raises :class:`DataError` for a table that cannot be right, by the number of the line alone."""
         self.path, label_column = path, composed(label_column)
+        self.groups = {name: composed(column) for name, column in (groups or {}).items()}
+        self.not_understood: Counter[str] = Counter()
         self.rows: dict[str, Row] = {}
         self.used: set[str] = set()
         try:
@@ -91,6 +115,11 @@ class Table:
                 "another by --label-column."
             )
         self.has_splits = "split" in columns
+        for name, column in self.groups.items():
+            if column not in columns:
+                raise DataError(f"{self.path} has no column {column} for the {name}; name another by --groups.")
+            if column in (*KEYS, label_column, "split"):
+                raise DataError(f"--groups takes the {name} from the column {column}, which has ids, labels or splits.")
         for row in lines:
             self._take(row, lines.line_num, classes, label_column)
         known = [row for row in self.rows.values() if row.label is not None or not self.has_labels]
@@ -99,6 +128,12 @@ class Table:
                 f"No label in the column {label_column} of {self.path} is one of {', '.join(classes.names)}; "
                 "name the classes by --classes, or another column by --label-column."
             )
+        for name, column in self.groups.items():
+            if self.not_understood[name] and not any(name in row.groups for row in self.rows.values()):
+                raise DataError(
+                    f"Nothing in the column {column} of {self.path} is understood as {_MEANS[name]}; name another by "
+                    "--groups."
+                )
         if self.has_splits and len({bool(row.split) for row in known}) > 1:
             raise DataError(f"{self.path} gives a split to some rows only; give all of them one, or none.")
         self.has_splits = self.has_splits and any(row.split for row in known)
@@ -107,7 +142,7 @@ class Table:
         line = f"Line {number} of {self.path}"
         if None in cells or None in cells.values():
             raise DataError(f"{line} has not as many cells as the first line; mend it, with commas in quotes.")
-        cell = {name: composed(str(value).strip()) for name, value in cells.items()}
+        cell = {str(name): composed(str(value).strip()) for name, value in cells.items()}
         key = cell[self.key]
         if self.key == "path":
             key = key.removeprefix("./")
@@ -121,12 +156,26 @@ class Table:
         split = cell.get("split", "")
         if split and split not in SPLITS:
             raise DataError(f"{line} has another split than {', '.join(SPLITS)}; use one of them.")
-        row = Row(cell.get("patient_id", ""), label, problem, split)
+        row = Row(cell.get("patient_id", ""), label, problem, split, self._groups(cell, line))
         before = self.rows.setdefault(key, row)
+        self.rows[key] = replace(before, groups=_common([before, row]))
         if before != row:
             what = {"label": before.label != label or before.problem != problem, "split": before.split != split}
             twice = next((name for name, differs in what.items() if differs), "patient")
             raise DataError(f"{line} gives {KEYS[self.key]} two {twice}s; give it one.")
+
+    def _groups(self, cell: Mapping[str, str], line: str) -> dict[str, str]:
+        found = {}
+        for name, column in self.groups.items():
+            try:
+                value = PLAIN[name](cell[column])
+            except ValueError:
+                raise DataError(f"{line} has a text in the column {column} that is too long for a {name}.") from None
+            if value:
+                found[name] = value
+            elif cell[column]:
+                self.not_understood[name] += 1
+        return found
 
     def find(self, ids: Mapping[str, tuple[str, ...]]) -> Row | None:
         """The row of an image by its composed ids under each of :data:`KEYS`, and notes that it was found.
@@ -136,11 +185,16 @@ class Table:
         """
         keys = [key for key in ids[self.key] if key in self.rows]
         self.used.update(keys)
-        found = {self.rows[key] for key in keys}
-        if len(found) > 1:
+        found = [self.rows[key] for key in keys]
+        if any(row != found[0] for row in found):
             raise LookupError
-        return found.pop() if found else None
+        return replace(found[0], groups=_common(found)) if found else None
 
     def unused(self) -> list[str]:
         """Ids of rows that no image was found for."""
         return sorted(set(self.rows) - self.used)
+
+
+def _common(rows: list[Row]) -> dict[str, str]:
+    """What all rows say of groups."""
+    return {name: value for name, value in rows[0].groups.items() if all(r.groups.get(name) == value for r in rows)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from dpeq.data.index.groups import GroupCounts
 from dpeq.data.manifest import Manifest
 from dpeq.errors import DataError
 
@@ -27,6 +28,7 @@ class IndexSummary:
         dicom_headers: how many files have a DICOM header.
         masks: images that have a mask, or None where no masks were asked for.
         under_two_patients: images whose voxels occur under another patient too.
+        groups: what is known of groups, of the images that are evaluated on.
         twice_under_one: images whose voxels occur twice under one patient, who is protected all the same, but not with
             the image as the unit.
     """
@@ -42,6 +44,7 @@ class IndexSummary:
     masks: int | None
     under_two_patients: int
     twice_under_one: int
+    groups: GroupCounts
     files_rejected: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ def reader_version() -> str:
     """Changes with the code that reads files and keeps what it found, and the versions of what it is built on."""
     digest = hashlib.sha256()
     data = Path(__file__).parent.parent
-    keepers = [data / "deid.py", *(data / "index" / name for name in _KEEPERS)]
+    keepers = [data / "attributes.py", data / "deid.py", *(data / "index" / name for name in _KEEPERS)]
     for path in (*sorted((data / "readers").glob("*.py")), *keepers):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for package in _PACKAGES:

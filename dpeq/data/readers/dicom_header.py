@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
+from dpeq.data.attributes import age_band, device_of, sex_of, site_key
 from dpeq.data.readers.dicom_file import (
     DicomFile,
     identifying,
@@ -32,6 +33,13 @@ KEYS = (
     "TemporalPositionIdentifier", "AcquisitionNumber", "TriggerTime", "NominalPercentageOfCardiacPhase",
     "FrameReferenceTime", "DiffusionBValue", "DiffusionGradientOrientation", "ConvolutionKernel", "KVP", "StackID",
 )  # fmt: skip
+
+_GROUPS = (
+    ("sex", "PatientSex", sex_of),
+    ("age", "PatientAge", age_band),
+    ("site", "InstitutionName", site_key),
+    ("device", "Manufacturer", device_of),
+)
 
 
 def read_header(path: Path) -> Header:
@@ -79,7 +87,21 @@ def header_of(opened: DicomFile) -> Header:
         slice=where,
         burned_in=text(data, "BurnedInAnnotation").upper() == "YES",
         identifying=identifying(data),
+        groups=_groups(data),
     )
+
+
+def _groups(data: Dataset) -> tuple[tuple[str, str], ...]:
+    """What can be said of groups; never a date of birth, a model or a serial number."""
+    found = []
+    for name, keyword, meaning in _GROUPS:
+        try:
+            stated = meaning(text(data, keyword))
+        except Refused:  # bytes that are no text: an image is not lost for what it can do without
+            continue
+        if stated:
+            found.append((name, stated))
+    return tuple(found)
 
 
 def plane_of(opened: DicomFile) -> tuple[Plane, Layout]:

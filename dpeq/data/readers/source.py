@@ -97,6 +97,8 @@ class Header:
         slice: of ``dicom`` alone.
         burned_in: whether the header says that text is burned into the pixels.
         identifying: keywords of the identifying attributes that are present and not empty.
+        groups: value by attribute of :data:`dpeq.data.attributes.ATTRIBUTES`, of those that the header says; the site
+            is the name of an institution, which is private.
     """
 
     format: Format
@@ -109,6 +111,7 @@ class Header:
     slice: Slice | None = None
     burned_in: bool = False
     identifying: tuple[str, ...] = ()
+    groups: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -127,6 +130,7 @@ class Header:
                 "shape": tuple(values["shape"]),
                 "members": tuple(Member(**member) for member in values["members"]),
                 "identifying": tuple(values["identifying"]),
+                "groups": tuple((name, value) for name, value in values["groups"]),
             }
         )
 

@@ -10,8 +10,9 @@ from dpeq.errors import DataError
 CLASSES = Classes(("healthy", "lesion"))
 
 
-def read(tmp_path, columns: str, *rows: str, label_column: str = "label", need_labels: bool = True) -> Table:
-    return Table(write_table(tmp_path / "l.csv", columns, rows), CLASSES, label_column, need_labels=need_labels)
+def read(tmp_path, columns: str, *rows: str, label_column: str = "label", need_labels: bool = True, **more) -> Table:
+    path = write_table(tmp_path / "l.csv", columns, rows)
+    return Table(path, CLASSES, label_column, need_labels=need_labels, **more)
 
 
 def keys(**ids: str) -> dict[str, tuple[str, ...]]:
@@ -31,6 +32,48 @@ def test_rows_of_several_files_of_an_image_must_agree(tmp_path):
     assert table.find({**keys(), "path": ("a", "b", "x")}) == Row("", 0)
     with pytest.raises(LookupError):
         table.find({**keys(), "path": ("a", "c")})
+
+
+def test_groups_are_read_where_columns_are_named_and_are_normalised(tmp_path):
+    rows = ["p,0,F,45, North  Wing ,GE", "q,1,male,91.5,,", "r,1,2,x,über,", "s,0,o,60-69,,"]
+    groups = {"sex": "Gender", "age": "age", "site": "Clinic"}
+    table = read(tmp_path, "patient_id,label,Gender,age,Clinic,device", *rows, groups=groups)
+    assert [dict(row.groups) for row in table.rows.values()] == [
+        {"sex": "female", "age": "40-49", "site": "North Wing"},
+        {"sex": "male", "age": "90+"},
+        {"site": "über"},
+        {"sex": "other", "age": "60-69"},
+    ]
+    assert table.not_understood == {"sex": 1, "age": 1}
+    assert all(not row.groups for row in read(tmp_path, "patient_id,label,sex", "p,0,f").rows.values())
+
+
+def test_what_lines_about_one_thing_differ_in_is_unknown(tmp_path):
+    rows = ["p,0,f,61", "p,0,f,72", "p,0,f,61"]
+    table = read(tmp_path, "patient_id,label,sex,age", *rows, groups={"sex": "sex", "age": "age"})
+    assert table.rows["p"].groups == {"sex": "female"}
+    table = read(tmp_path, "path,label,sex,age", "a,0,f,61", "b,0,f,72", groups={"sex": "sex", "age": "age"})
+    found = table.find({**keys(), "path": ("a", "b")})
+    assert found is not None
+    assert found.groups == {"sex": "female"}
+    assert table.rows["a"].groups == {"sex": "female", "age": "60-69"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "groups", "reason"),
+    [
+        ("patient_id,label", ["a,0"], {"sex": "sex"}, "has no column sex for the sex; name another by --groups"),
+        ("patient_id,label,sex", ["a,0,1", "b,1,"], {"sex": "sex"}, "column sex of .* is understood as a sex"),
+        ("patient_id,label", ["a,0"], {"site": "patient_id"}, "from the column patient_id, which has ids"),
+        ("path,study_id,label", ["a,s,0"], {"device": "study_id"}, "from the column study_id, which has ids"),
+        ("patient_id,label", ["a,0"], {"device": "label"}, "which has ids, labels or splits"),
+        ("patient_id,label,note", ["a,0," + 41 * "x"], {"site": "note"}, "Line 2 of .* too long for a site"),
+    ],
+)
+def test_columns_that_cannot_be_meant_are_refused(tmp_path, columns, rows, groups, reason):
+    with pytest.raises(DataError, match=reason) as caught:
+        read(tmp_path, columns, *rows, groups=groups)
+    assert "xxx" not in str(caught.value)
 
 
 def test_a_label_may_be_missing_or_unknown(tmp_path):

@@ -39,7 +39,12 @@ def archive(tmp_path, write_series) -> Path:
             PatientName="Quill^Xanthe",
             PatientBirthDate="19610203",
             AccessionNumber="ACC-0815",
-            InstitutionName="Clinic Q",
+            InstitutionName="Clinic Q" if n % 2 else "Clinic Q South",
+            Manufacturer="Quill Devices" if n % 3 else "SIEMENS Xanthe",
+            ManufacturerModelName="Quill 7",
+            DeviceSerialNumber="QX-77-5",
+            PatientSex="FM"[n % 2],
+            PatientAge=f"{n + 60:03d}Y",
             SeriesInstanceUID=f"2.25.{n + 1}",
             BurnedInAnnotation="YES" if n == 0 else None,
         )
@@ -136,5 +141,10 @@ def test_the_public_part_says_no_more_than_it_must(archive, tmp_path):
     body = json.loads(out.read_text(encoding="utf-8"))
     assert set(body) == {"version", "modality", "classes", "records"}
     assert {frozenset(record) for record in body["records"]} == {
-        frozenset({"patient", "image", "label", "split", "burned_in", "shape"})
+        frozenset({"patient", "image", "label", "split", "burned_in", "shape", "groups"})
     }
+    shown = [record["groups"] for record in body["records"] if record["split"] != "train"]
+    assert [record["groups"] for record in body["records"] if record["split"] == "train"] == [{}] * (11 - len(shown))
+    assert {name for groups in shown for name in groups} == {"sex", "age", "site", "device"}
+    values = {value for groups in shown for value in groups.values()}
+    assert values <= {"female", "male", "60-69", "70-79", "site 1", "site 2", "Siemens", "other"}

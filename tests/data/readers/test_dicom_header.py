@@ -19,7 +19,7 @@ from pydicom import config, uid
 from pydicom.data import get_testdata_file
 
 from dpeq.data import readers
-from dpeq.data.readers import dicom_file
+from dpeq.data.readers import dicom_file, dicom_header
 from dpeq.data.readers.dicom_file import quiet
 from dpeq.data.readers.dicom_frames import read_enhanced
 from dpeq.data.readers.dicom_header import read_header
@@ -50,6 +50,28 @@ def test_a_header_says_which_image_it_is_of_and_where_it_lies(write_slice):
     assert header.slice.keys == (("ImageType", "ORIGINAL\\PRIMARY"), ("EchoTime", "3.5"))
     assert not header.burned_in
     assert Header.from_json(header.to_json()) == header
+
+
+def test_groups_are_said_in_words_that_name_nobody(write_slice):
+    said = {"PatientSex": "F", "PatientAge": "045Y", "Manufacturer": "SIEMENS HEALTHINEERS, Doe"}
+    path = write_slice(GREY, InstitutionName=" St.  Doe\tHospital", PatientBirthDate="19610203", **said)
+    header = read_header(path)
+    assert dict(header.groups) == {"sex": "female", "age": "40-49", "site": "st. doe hospital", "device": "Siemens"}
+    assert Header.from_json(header.to_json()) == header
+    assert read_header(write_slice(GREY, PatientBirthDate="19610203", StudyDate="20200101")).groups == ()
+    other = read_header(write_slice(GREY, PatientSex="f\\m", PatientAge="45", Manufacturer="Doe"))
+    assert other.groups == (("device", "other"),)
+
+
+def test_an_image_is_not_lost_for_a_group_that_cannot_be_read(write_slice, monkeypatch):
+    def broken(data, keyword):
+        if keyword == "PatientAge":
+            raise Refused("a header value that cannot be read", "Doe")
+        return dicom_file.text(data, keyword)
+
+    path = write_slice(GREY, PatientSex="M", PatientAge="045Y")
+    monkeypatch.setattr(dicom_header, "text", broken)
+    assert read_header(path).groups == (("sex", "male"),)
 
 
 def test_identifying_attributes_are_named_and_their_values_are_not(write_slice):
