@@ -38,8 +38,8 @@ def evaluate_predictions(
     """Scores ``probabilities`` [N, K] against ``labels`` [N] in 0..K-1; returns a JSON-ready dict.
 
     ``owners`` [N] says to whom each case belongs, when several may belong to one; cases are independent by default.
-    ``thresholds`` are what :func:`~dpeq.evaluation.operating.choose_thresholds` chose on a validation set; if None, they
-    are chosen on this very set, and the operating points say so.
+    ``thresholds`` are what :func:`~dpeq.evaluation.operating.choose_thresholds` chose on a validation set; if None,
+    they are chosen on this very set, and the operating points say so.
 
     Every score is ``{"value", "low", "high"}``, or None where it is 0/0 (the precision of a class that is never
     answered). What the dict holds:

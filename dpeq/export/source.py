@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from dpeq.config import load_config
 from dpeq.errors import DataError
 from dpeq.models.registry import build_model
 from dpeq.reporting.rundir import RunDirectory, read_run
-from dpeq.training.run import Prepared, prepare
+from dpeq.training.prepare import Prepared, prepare
+from dpeq.training.scoring import WEIGHTS, load_weights
 
 __all__ = ["Trained", "load_trained"]
-
-_CHECKPOINTS = {"ema": "final", "raw": "raw"}
 
 
 @dataclass(frozen=True)
@@ -50,28 +47,8 @@ def load_trained(run: Path) -> Trained:
             f"now says {list(prepared.shape)} and {list(prepared.card.classes)}; restore the card."
         )
     weights = str(source.metrics["weights"])
-    if weights not in _CHECKPOINTS:
+    if weights not in WEIGHTS:
         raise DataError(f"{source.path / 'metrics.json'} scores the weights '{weights}'; they are 'ema' or 'raw'.")
     model = build_model(prepared.spec, prepared.shape[0], len(prepared.card.classes), seed=0)
-    _load(model, source.path / "checkpoints" / f"{_CHECKPOINTS[weights]}.safetensors")
+    load_weights(model, source.path / "checkpoints" / f"{WEIGHTS[weights]}.safetensors")
     return Trained(model.eval(), source, prepared, weights)
-
-
-def _load(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"There is no checkpoint {path}; restore it or train again.")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"The checkpoint {path} is broken ({reason}); restore it or train again.") from error
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if different:
-        name = different[0]
-        raise DataError(
-            f"The checkpoint {path} belongs to another network ({name} has shape {found.get(name)}, not "
-            f"{wanted.get(name)}); restore the run's own config.yaml and checkpoint."
-        )
-    model.load_state_dict(state)

@@ -14,6 +14,7 @@ from dpeq.errors import ConfigError, DpeqError
 
 __all__ = [
     "RunWriteError",
+    "as_json",
     "fingerprint_key",
     "make_folder",
     "new_folder",
@@ -91,7 +92,12 @@ def write_run_file(run: Path, name: str, data: bytes) -> None:
 
 def write_json(run: Path, name: str, body: dict[str, Any]) -> None:
     """``body`` as JSON, by :func:`write_run_file`."""
-    write_run_file(run, name, (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
+    write_run_file(run, name, as_json(body))
+
+
+def as_json(body: dict[str, Any]) -> bytes:
+    """As the files of a run have it."""
+    return (json.dumps(body, indent=1, allow_nan=False) + "\n").encode()
 
 
 def sync(path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +13,11 @@ from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save
-from torch import nn
 
 from dpeq.config import RunConfig, write_config
 from dpeq.data.images import ImageSet
 from dpeq.dry_step import require_trainable
 from dpeq.errors import DataError, DpeqError
-from dpeq.evaluation.cases import cases_of
-from dpeq.evaluation.predict import predict_cases
 from dpeq.models.registry import build_model, describe_model
 from dpeq.models.weights import StartingWeights
 from dpeq.privacy.curve import EpsilonCurve
@@ -32,6 +27,7 @@ from dpeq.privacy.randomness import Randomness
 from dpeq.training.checkpoint import FOLDER
 from dpeq.training.conditions import code_versions, machine_of
 from dpeq.training.distributed import Ranks
+from dpeq.training.energy import EnergyMeter
 from dpeq.training.files import fingerprint_key, make_folder, new_folder, sync, write_json, write_run_file
 from dpeq.training.follow import agree_on, announce
 from dpeq.training.loop import StepRecord, TrainingResult, train
@@ -46,7 +42,8 @@ from dpeq.training.prepare import (
 )
 from dpeq.training.provenance import environment, peak_memory_mib
 from dpeq.training.resume import Keeper, find_checkpoint, reopen, settle
-from dpeq.training.start import Start, settings_of
+from dpeq.training.scoring import score
+from dpeq.training.start import Start, fingerprint, settings_of
 from dpeq.training.state import TrainingState
 from dpeq.training.tracking import Tracker, check_tracking, open_trackers
 
@@ -169,6 +166,7 @@ def run(
     check_tracking(config)
     ranks = ranks or Ranks(device=choose_device(config.training.device))
     device = ranks.device
+    meter = EnergyMeter(device)
     with ExitStack() as held:
         if resume is None:
             observer.stage("Calibrating the noise")
@@ -184,7 +182,7 @@ def run(
         laps.end("plan")
         if splits is None:
             observer.stage(f"Loading {prepared.card.title}")
-            splits = load_data(prepared, observer.loading)
+            splits = load_data(prepared, _watched(observer, meter))
         _check_evaluable(splits)
         agree_on(ranks, prepared, splits)
         laps.end("data")
@@ -208,7 +206,7 @@ def run(
                 seed=config.training.seed,
                 init_seed=init_seed,
                 plan_sha256=plan.sha256,
-                data_sha256=_fingerprint(splits, fingerprint_key(out, make=True)),
+                data_sha256=fingerprint(splits, fingerprint_key(out, make=True)),
                 settings=settings_of(config, prepared.card),
                 versions=versions,
                 machine=machine,
@@ -218,7 +216,7 @@ def run(
             observer.stage("Training")
         else:
             folder = resume
-            start.check_data(_fingerprint(splits, fingerprint_key(folder.resolve().parent, make=False)))
+            start.check_data(fingerprint(splits, fingerprint_key(folder.resolve().parent, make=False)))
             found = find_checkpoint(folder, start, ledger)
             settle(start, ledger, found, versions, machine)
             observer.stage(_resumption(ledger))
@@ -238,7 +236,9 @@ def run(
                 images_per_unit=config.views.images_per_unit,
                 resume=keeper.begin,
                 ranks=ranks,
-                after_step=lambda state, record: _after_step(keeper, state, record, observer, plan, tracker, curve),
+                after_step=lambda state, record: _after_step(
+                    keeper, state, record, observer, plan, tracker, curve, meter
+                ),
                 should_stop=should_stop,
                 log_private_metrics=config.training.log_private_metrics,
             )
@@ -251,11 +251,10 @@ def run(
         observer.stage("Evaluating")
         _save(folder, result)
         chosen = result.averaged if config.evaluation.weights == "ema" else result.last
-        scores = {name: _score(chosen, splits[name], device, config) for name in ("val", "test")}
+        metrics = score(chosen, splits, prepared, device)
         laps.end("evaluate")
-        metrics = {"weights": config.evaluation.weights, **scores}
         write_json(folder, "metrics.json", metrics)
-        tracker.finish(metrics)
+        tracker.finish({name: metrics[name] for name in ("val", "test")})
         record = {
             "command": start.command,
             "started": start.started,
@@ -263,6 +262,7 @@ def run(
             "steps_lost": ledger.steps - keeper.updates,
             "seconds": laps.seconds,
             "peak_memory_mib": round(peak_memory_mib(device), 1),
+            "energy": meter.result(resumed=resume is not None, processes=ranks.world),
             "seed": config.training.seed,
             "rng": randomness.kind,
             "stopped": None,
@@ -295,20 +295,6 @@ def _begin(folder: Path, config: RunConfig, plan: PrivacyPlan, start: Start) -> 
     return ledger
 
 
-def _score(model: nn.Module, images: ImageSet, device: torch.device, config: RunConfig) -> dict[str, Any]:
-    from dpeq.evaluation.metrics import evaluate_predictions  # loads scikit-learn, after the training
-
-    cases = cases_of(images)
-    probabilities = predict_cases(model, images, cases, device=device)
-    return evaluate_predictions(
-        probabilities.numpy(),
-        cases.labels.numpy(),
-        images.classes,
-        owners=None if cases.owners is None else cases.owners.numpy(),
-        n_bootstrap=config.evaluation.bootstrap,
-    )
-
-
 def _context(plan: PrivacyPlan, prepared: Prepared, splits: dict[str, ImageSet], versions: Mapping[str, str]) -> str:
     """What two runs of one seed must share to share their noise: all that their sums depend on. Kept nowhere."""
     settings = settings_of(prepared.config, prepared.card)
@@ -317,11 +303,6 @@ def _context(plan: PrivacyPlan, prepared: Prepared, splits: dict[str, ImageSet],
     hashes = [splits[name].sha256() for name in sorted(splits)]
     sources = [digest for name, digest in versions.items() if name.startswith("the source of")]
     return json.dumps([plan.sha256, settings, hashes, sources], sort_keys=True)
-
-
-def _fingerprint(splits: dict[str, ImageSet], key: bytes) -> str:
-    hashes = "".join(splits[name].sha256() for name in sorted(splits))
-    return hmac.new(key, hashes.encode(), hashlib.sha256).hexdigest()
 
 
 def _describe_data(prepared: Prepared, splits: dict[str, ImageSet], fingerprint: str) -> dict[str, Any]:
@@ -348,6 +329,16 @@ def _check_evaluable(splits: dict[str, ImageSet]) -> None:
             )
 
 
+def _watched(observer: Observer, meter: EnergyMeter) -> Callable[[int, int], None]:
+    """Loading can take longer than an energy counter takes to wrap around."""
+
+    def loading(done: int, total: int) -> None:
+        meter.sample()
+        observer.loading(done, total)
+
+    return loading
+
+
 def _after_step(
     keeper: Keeper,
     state: TrainingState,
@@ -356,8 +347,10 @@ def _after_step(
     plan: PrivacyPlan,
     tracker: Tracker,
     curve: EpsilonCurve,
+    meter: EnergyMeter,
 ) -> None:
     keeper.step(state)
+    meter.sample()
     tracker.step(record, curve.after(record.step))
     observer.stepped(record, plan)
 

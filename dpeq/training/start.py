@@ -7,6 +7,7 @@ holds all of these and is pinned by the ledger's first note; whatever differs on
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import math
 import secrets
@@ -17,12 +18,13 @@ from typing import Any
 
 from dpeq.config import RunConfig, load_config
 from dpeq.data.cards import Card
+from dpeq.data.images import ImageSet
 from dpeq.errors import ConfigError, DataError
 from dpeq.models.weights import sha256_of
 from dpeq.privacy.ledger import Ledger
 from dpeq.training.files import write_durably
 
-__all__ = ["MACHINE_KEYS", "Start", "refuse_finished", "resumed_config", "settings_of"]
+__all__ = ["MACHINE_KEYS", "Start", "fingerprint", "refuse_finished", "resumed_config", "settings_of"]
 
 FILE = "start.json"
 _FORMAT = 1
@@ -52,6 +54,12 @@ def settings_of(config: RunConfig, card: Card) -> dict[str, Any]:
     if config.model.weights is not None:
         kept["model.weights"] = sha256_of(config.model.weights)  # by its content, wherever the file lies
     return json.loads(json.dumps(kept, allow_nan=False))
+
+
+def fingerprint(splits: Mapping[str, ImageSet], key: bytes) -> str:
+    """Of all splits under the key of :func:`~dpeq.training.files.fingerprint_key`."""
+    hashes = "".join(splits[name].sha256() for name in sorted(splits))
+    return hmac.new(key, hashes.encode(), hashlib.sha256).hexdigest()
 
 
 @dataclass(frozen=True)

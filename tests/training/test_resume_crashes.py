@@ -102,7 +102,7 @@ def test_a_crash_while_evaluating_costs_nothing(room, monkeypatch, untouched):
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "_score", die)
+        patch.setattr(run_module, "score", die)
         with pytest.raises(Crash):
             go(room)
     folder = room / "runs" / "chaos"
@@ -119,7 +119,7 @@ def test_the_last_step_has_a_checkpoint_whatever_their_distance(room, monkeypatc
 
     values = make_config(room, steps=STEPS, seed=None, checkpoint_every=5)
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "_score", die)
+        patch.setattr(run_module, "score", die)
         with pytest.raises(Crash):
             go(room, config=values)
     folder = room / "runs" / "chaos"
