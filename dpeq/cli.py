@@ -1,4 +1,4 @@
-"""The command line: doctor, models, index, plan, train, report, export, demo.
+"""The command line: doctor, models, index, plan, train, evaluate, report, export, demo.
 
 Exit codes: 0 done, 2 bad usage or configuration, 3 data refused, 4 budget refused, 130 stopped by Ctrl-C, 143 by
 SIGTERM, 1 anything else. An error is one sentence; ``--debug`` adds the traceback.
@@ -272,6 +272,26 @@ def demo(
 ) -> None:
     """The whole path on a generated phantom hospital: DICOM in, patient-level privacy, report out."""
     _train("demo", overrides or [], None, baseline, runs, reports)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The directory of a finished run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Where the data is, or how fast: data.manifest=..., training.device=cpu.")
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Score a finished run again, on the data it was trained with; it costs no privacy budget."""
+    from dpeq.console import RichObserver
+    from dpeq.training.scoring import rescore
+
+    with RichObserver(_out) as observer:
+        metrics = rescore(run, overrides or [], data_root=data_root, observer=observer)
+    for name in ("auc", "accuracy"):
+        score = metrics["test"][name]
+        _out.print(f"Test {name}: {score['value']:.3f} (95 % interval {score['low']:.3f} to {score['high']:.3f})")
+    _out.print(f"Scores: {run / 'metrics.json'}; 'dpeq report {run}' writes the report anew.", soft_wrap=True)
 
 
 @app.command()
