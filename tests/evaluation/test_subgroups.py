@@ -1,0 +1,240 @@
+"""Scores by group: those of the group's own cases, and no group so small that it, or its rest, points at somebody."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, recall_score, roc_auc_score
+
+from dpeq.data.images import ImageSet
+from dpeq.errors import DataError
+from dpeq.evaluation.cases import cases_of
+from dpeq.evaluation.metrics import evaluate_predictions
+from dpeq.evaluation.subgroups import LEAST_CASES, LEAST_PATIENTS, groups_of_cases, subgroup_scores, subgroups_of
+
+KEYS = set("value n patients auc accuracy balanced_accuracy sensitivity specificity average_precision".split())
+
+
+def predictions(n: int, k: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Of every class in every tenth of the cases; better than chance, not perfect, with ties."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % k
+    logits = rng.normal(0, 1.2, (n, k)).round(1)
+    logits[np.arange(n), labels] += 1.0
+    exp = np.exp(logits)
+    return exp / exp.sum(axis=1, keepdims=True), labels
+
+
+def scores(groups: dict[str, list[str]], **options: object) -> list[dict]:
+    n = len(next(iter(groups.values())))
+    return subgroup_scores(*predictions(n), ("a", "b"), groups, n_bootstrap=20, **options)
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_a_group_is_scored_as_if_it_were_a_set_of_its_own(clustered):
+    proba, labels = predictions(90)
+    values = np.array(["female", "male", "other"])[np.arange(90) // 30]
+    owners = np.arange(90) // 2 if clustered else None
+    (entry,) = subgroup_scores(proba, labels, ("a", "b"), {"sex": list(values)}, owners=owners, n_bootstrap=50, seed=3)
+    assert json.loads(json.dumps(entry)) == entry
+    assert (entry["attribute"], entry["attribute_title"], entry["withheld"]) == ("sex", "Sex", 0)
+    for group, value in zip(entry["groups"], ("female", "male", "other"), strict=True):
+        rows = values == value
+        assert set(group) == KEYS
+        assert (group["value"], group["n"], group["patients"]) == (value, 30, 15 if clustered else 30)
+        p, t = proba[rows], labels[rows]
+        answer = p.argmax(axis=1)
+        assert group["auc"]["value"] == pytest.approx(roc_auc_score(t, p[:, 1]))
+        assert group["average_precision"]["value"] == pytest.approx(average_precision_score(t, p[:, 1]))
+        assert group["accuracy"]["value"] == pytest.approx((answer == t).mean())
+        assert group["balanced_accuracy"]["value"] == pytest.approx(balanced_accuracy_score(t, answer))
+        assert group["sensitivity"]["value"] == pytest.approx(recall_score(t, answer, pos_label=1))
+        assert group["specificity"]["value"] == pytest.approx(recall_score(t, answer, pos_label=0))
+        alone = evaluate_predictions(
+            p, t, ("a", "b"), owners=owners[rows] if owners is not None else None, n_bootstrap=50, seed=3
+        )
+        for key in ("auc", "accuracy", "balanced_accuracy", "average_precision"):
+            assert group[key] == pytest.approx(alone[key])
+
+
+def test_several_classes_have_means_and_no_sensitivity():
+    proba, labels = predictions(90, k=3)
+    values = ["0-9"] * 45 + ["10-19"] * 45
+    (entry,) = subgroup_scores(proba, labels, ("a", "b", "c"), {"age": values}, n_bootstrap=20)
+    for group, rows in zip(entry["groups"], (slice(45), slice(45, None)), strict=True):
+        expected = np.mean([roc_auc_score(labels[rows] == c, proba[rows, c]) for c in range(3)])
+        assert group["auc"]["value"] == pytest.approx(expected)
+        expected = np.mean([average_precision_score(labels[rows] == c, proba[rows, c]) for c in range(3)])
+        assert group["average_precision"]["value"] == pytest.approx(expected)
+        assert group["sensitivity"] is group["specificity"] is None
+
+
+def test_what_a_group_of_one_class_cannot_have_is_none():
+    proba, labels = predictions(60, seed=1)
+    order = np.argsort(labels, kind="stable")  # 30 cases of class 0, then of class 1
+    values = ["site 1"] * 20 + ["site 2"] * 40
+    (entry,) = subgroup_scores(proba[order], labels[order], ("a", "b"), {"site": values}, n_bootstrap=20)
+    one, both = entry["groups"]
+    assert {key for key in KEYS if one[key] is None} == {"auc", "balanced_accuracy", "average_precision", "sensitivity"}
+    assert one["specificity"]["value"] == one["accuracy"]["value"]
+    assert None not in both.values()
+    assert "The largest difference in accuracy is between" in entry["note"]
+
+
+def test_attributes_and_groups_come_in_their_order_and_unknown_attributes_not_at_all():
+    site = [f"site {1 + n % 3 * 9}" for n in range(90)]
+    age = [("90+", "0-9", "10-19")[n % 3] for n in range(90)]
+    found = scores({"device": [""] * 90, "age": age, "site": site})
+    assert [entry["attribute"] for entry in found] == ["age", "site"]
+    assert [group["value"] for group in found[0]["groups"]] == ["0-9", "10-19", "90+"]
+    assert [group["value"] for group in found[1]["groups"]] == ["site 1", "site 10", "site 19"]
+    assert scores({"device": [""] * 90}) == []
+
+
+def test_small_groups_are_withheld_together_and_not_named():
+    values = ["0-9"] * 9 + ["10-19"] * 9 + [""] * 2 + ["20-29"] * 30 + ["30-39"] * 40
+    (entry,) = scores({"age": values})
+    assert [(group["value"], group["n"]) for group in entry["groups"]] == [("20-29", 30), ("30-39", 40)]
+    assert entry["withheld"] == 20
+    assert "0-9" not in json.dumps(entry)
+    assert "cases of unknown age and groups of fewer than 10 cases or 5 patients" in entry["note"]
+
+
+def test_a_rest_that_is_small_is_counted_to_the_largest_group():
+    """Alone it could be had by subtracting the groups from all cases: one person's answer among them."""
+    values = ["female"] * 30 + ["male"] * 40 + ["other"] + [""] * 2
+    (entry,) = scores({"sex": values})
+    assert [(g["value"], g["n"]) for g in entry["groups"]] == [("female", 30), ("male and others too few to show", 43)]
+    assert entry["withheld"] == 0
+    proba, labels = predictions(73)
+    assert entry["groups"][1]["auc"]["value"] == pytest.approx(roc_auc_score(labels[30:], proba[30:, 1]))
+    assert "other'" not in json.dumps(entry)
+    assert "Not shown by themselves" in entry["note"]
+
+
+def test_with_one_large_group_nothing_is_shown():
+    (entry,) = scores({"sex": ["female"] * 3 + ["male"] * 40})
+    assert (entry["groups"], entry["withheld"]) == ([], 43)
+    assert "male" not in entry["note"]
+    (entry,) = scores({"sex": ["male"] * 40})
+    assert [group["n"] for group in entry["groups"]] == [40]
+    assert entry["note"] == "Fewer than two groups are large enough to be shown, so there is nothing to compare."
+
+
+def test_patients_count_and_not_their_images():
+    """Forty images of four patients are withheld; with others they are enough."""
+    patients = [n // 10 for n in range(40)] + list(range(4, 84))
+    values = ["female"] * 40 + ["male"] * 80
+    for options in ({"owners": patients}, {"patients": patients}):
+        (entry,) = scores({"sex": values}, **options)
+        assert (entry["groups"], entry["withheld"]) == ([], 120)
+    (entry,) = scores({"sex": values})
+    assert [group["patients"] for group in entry["groups"]] == [40, 80]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "a", "b", "c", "d"]), st.integers(0, 30)), min_size=2, max_size=120))
+def test_no_count_is_small_however_groups_are_subtracted_from_all(drawn):
+    values, patients = [value for value, _ in drawn], [patient for _, patient in drawn]
+    for entry in scores({"device": values}, patients=patients):
+        sizes = {value: (values.count(value), len({p for v, p in drawn if v == value})) for value in set(values)}
+        shown = {group["value"].removesuffix(" and others too few to show") for group in entry["groups"]}
+        for group in entry["groups"]:
+            assert group["n"] >= LEAST_CASES
+            assert group["patients"] >= LEAST_PATIENTS
+        rest = len(values) - sum(group["n"] for group in entry["groups"])
+        assert entry["withheld"] == rest
+        if rest:
+            left = {patient for value, patient in drawn if value not in shown}
+            assert not shown or (rest >= LEAST_CASES and len(left) >= LEAST_PATIENTS)
+        for value in shown:
+            assert value
+            assert sizes[value] >= (LEAST_CASES,)
+            assert sizes[value][1] >= LEAST_PATIENTS
+
+
+@pytest.mark.parametrize(
+    ("spread", "word"), [(0.0, "do not overlap"), (4.0, "overlap")]
+)  # of class 1 in the second half, which is told apart perfectly or hardly
+def test_the_note_compares_the_groups_that_are_furthest_apart(spread, word):
+    rng = np.random.default_rng(0)
+    labels = np.arange(240) % 2
+    score = 1 / (1 + np.exp(-(2 * labels - 1 + rng.normal(0, 4, 240) * (np.arange(240) < 160))))
+    score[160:] = 1 / (1 + np.exp(-(2 * labels[160:] - 1 + rng.normal(0, 1, 80) * spread)))
+    proba = np.stack([1 - score, score], axis=1)
+    values = ["60-69"] * 80 + ["70-79"] * 80 + ["80-89"] * 80
+    (entry,) = subgroup_scores(proba, labels, ("a", "b"), {"age": values}, n_bootstrap=200)
+    aucs = {group["value"]: group["auc"]["value"] for group in entry["groups"]}
+    best, worst = max(aucs, key=aucs.__getitem__), min(aucs, key=aucs.__getitem__)
+    assert entry["note"] == (
+        f"The largest difference in AUC is between {best} ({aucs[best]:.3f}) and {worst} ({aucs[worst]:.3f}); their "
+        f"95% intervals {word}."
+    )
+
+
+def test_equal_groups_are_said_to_be_equal():
+    labels = np.arange(40) % 2
+    proba = np.stack([1 - labels, labels], axis=1).astype(float)
+    values = ["female", "female", "male", "male"] * 10
+    (entry,) = subgroup_scores(proba, labels, ("a", "b"), {"sex": values}, n_bootstrap=5)
+    assert entry["note"] == "All groups have the same AUC, 1.000."
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="3 values of sex for 4 cases"):
+        subgroup_scores(*predictions(4), ("a", "b"), {"sex": ["female"] * 3})
+    with pytest.raises(DataError, match="alone"):
+        subgroup_scores(np.full((20, 2), 0.5), [0] * 20, ("a", "b"), {"sex": ["female"] * 20})
+
+
+def image_set(labels: list[int], unit: str = "patient", groups: dict | None = None) -> ImageSet:
+    """Patient 0 has three images, the others one."""
+    patients = torch.tensor([0, 0, 0, 1, 2])
+    units = patients if unit == "patient" else torch.arange(5)
+    zeros = torch.zeros(5, 1, 2, 2)
+    n = int(units.max()) + 1
+    return ImageSet(zeros, torch.tensor(labels), units, n, ("a", "b"), "test", unit, None, patients, groups)
+
+
+def test_a_case_has_a_value_if_all_its_images_have_it():
+    groups = {"sex": ("female", "female", "female", "male", ""), "device": ("GE", "GE", "Siemens", "GE", "GE")}
+    images = image_set([1, 1, 1, 0, 1], groups={**groups, "site": ("", "site 1", "site 1", "site 2", "site 1")})
+    found, patients = groups_of_cases(images, cases_of(images))
+    assert found == {
+        "sex": ["female", "male", ""],
+        "device": ["", "GE", "GE"],
+        "site": ["", "site 2", "site 1"],
+    }
+    assert patients.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("labels", "unit"), [([1, 0, 1, 0, 1], "patient"), ([1, 1, 1, 0, 1], "image")])
+def test_images_that_are_cases_keep_their_own_values_and_their_patient(labels, unit):
+    images = image_set(labels, unit, {"device": ("GE", "GE", "Siemens", "GE", "")})
+    found, patients = groups_of_cases(images, cases_of(images))
+    assert found == {"device": ["GE", "GE", "Siemens", "GE", ""]}
+    assert patients.tolist() == [0, 0, 0, 1, 2]
+
+
+def test_a_split_without_groups_has_no_subgroups():
+    images = image_set([1, 1, 1, 0, 1])
+    assert subgroups_of([[0.5, 0.5]] * 3, images, cases_of(images)) == []
+    with pytest.raises(ValueError, match="no groups"):
+        groups_of_cases(images, cases_of(images))
+
+
+def test_images_of_few_patients_are_withheld_where_the_image_is_the_unit():
+    """What counts is the people, also where the guarantee is for images."""
+    n = 60
+    patients = torch.tensor([k // 10 if k < 40 else k - 36 for k in range(n)])
+    groups = {"sex": ("female",) * 40 + ("male",) * 20}
+    labels = torch.arange(n) % 2
+    images = ImageSet(
+        torch.zeros(n, 1, 2, 2), labels, torch.arange(n), n, ("a", "b"), "test", "image", None, patients, groups
+    )
+    (entry,) = subgroups_of(predictions(n)[0], images, cases_of(images), n_bootstrap=5)
+    assert (entry["groups"], entry["withheld"]) == ([], 60)
