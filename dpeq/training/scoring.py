@@ -46,6 +46,7 @@ def score(model: nn.Module, splits: Mapping[str, ImageSet], prepared: Prepared, 
     """
     from dpeq.evaluation.metrics import evaluate_predictions  # loads scikit-learn, after the training
     from dpeq.evaluation.operating import choose_thresholds
+    from dpeq.evaluation.subgroups import subgroups_of
 
     evaluation = prepared.config.evaluation
     thresholds = None
@@ -63,6 +64,7 @@ def score(model: nn.Module, splits: Mapping[str, ImageSet], prepared: Prepared, 
             thresholds=thresholds,
             n_bootstrap=evaluation.bootstrap,
         )
+        scores[name]["subgroups"] = subgroups_of(probabilities, images, cases, n_bootstrap=evaluation.bootstrap)
         if name == "val":
             thresholds = choose_thresholds(probabilities, labels, images.classes)
     spec = prepared.spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from dpeq.data.images import ImageSet
 from dpeq.errors import DataError
 from dpeq.evaluation.cases import cases_of
 from dpeq.evaluation.metrics import evaluate_predictions
+from dpeq.evaluation.predict import predict_cases
 from dpeq.evaluation.subgroups import LEAST_CASES, LEAST_PATIENTS, groups_of_cases, subgroup_scores, subgroups_of
+from dpeq.training import scoring
 
-KEYS = set("value n patients auc accuracy balanced_accuracy sensitivity specificity average_precision".split())
+SCORES = {"auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "average_precision"}
 
 
 def predictions(n: int, k: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +48,7 @@ def test_a_group_is_scored_as_if_it_were_a_set_of_its_own(clustered):
     assert (entry["attribute"], entry["attribute_title"], entry["withheld"]) == ("sex", "Sex", 0)
     for group, value in zip(entry["groups"], ("female", "male", "other"), strict=True):
         rows = values == value
-        assert set(group) == KEYS
+        assert set(group) == {"value", "n", "patients", *SCORES}
         assert (group["value"], group["n"], group["patients"]) == (value, 30, 15 if clustered else 30)
         p, t = proba[rows], labels[rows]
         answer = p.argmax(axis=1)
@@ -80,7 +83,7 @@ def test_what_a_group_of_one_class_cannot_have_is_none():
     values = ["site 1"] * 20 + ["site 2"] * 40
     (entry,) = subgroup_scores(proba[order], labels[order], ("a", "b"), {"site": values}, n_bootstrap=20)
     one, both = entry["groups"]
-    assert {key for key in KEYS if one[key] is None} == {"auc", "balanced_accuracy", "average_precision", "sensitivity"}
+    assert {key for key in SCORES if one[key] is not None} == {"accuracy", "specificity"}
     assert one["specificity"]["value"] == one["accuracy"]["value"]
     assert None not in both.values()
     assert "The largest difference in accuracy is between" in entry["note"]
@@ -238,3 +241,29 @@ def test_images_of_few_patients_are_withheld_where_the_image_is_the_unit():
     )
     (entry,) = subgroups_of(predictions(n)[0], images, cases_of(images), n_bootstrap=5)
     assert (entry["groups"], entry["withheld"]) == ([], 60)
+
+
+def test_a_run_is_scored_by_subgroup(monkeypatch):
+    """Of both evaluation splits, with the run's number of resamples and the predictions that all scores are of."""
+    monkeypatch.setattr(scoring, "measure_symmetry", lambda *_, **__: None)
+    n, model = 40, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    splits = {}
+    for name in ("val", "test"):
+        patients, labels = torch.arange(n), torch.arange(n) % 2
+        groups = {"sex": ("female", "female", "male", "male") * 10} if name == "test" else None
+        pixels = torch.randn(n, 1, 2, 2) + labels[:, None, None, None]
+        splits[name] = ImageSet(pixels, labels, patients, n, ("a", "b"), name, "patient", None, patients, groups)
+    evaluation = SimpleNamespace(bootstrap=7, weights="ema")
+    prepared = SimpleNamespace(
+        config=SimpleNamespace(evaluation=evaluation), spec=SimpleNamespace(group="C1", restriction=None)
+    )
+    metrics = scoring.score(model, splits, prepared, torch.device("cpu"))
+    assert metrics["val"]["subgroups"] == []
+    cases = cases_of(splits["test"])
+    expected = subgroups_of(
+        predict_cases(model, splits["test"], cases, device=torch.device("cpu")), splits["test"], cases, n_bootstrap=7
+    )
+    assert metrics["test"]["subgroups"] == expected
+    (entry,) = expected
+    right = sum(group["accuracy"]["value"] * group["n"] for group in entry["groups"])
+    assert right == pytest.approx(metrics["test"]["accuracy"]["value"] * n)
