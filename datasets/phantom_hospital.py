@@ -53,6 +53,8 @@ _STORAGE = (  # signed, bits stored, rescale slope, rescale intercept: the varia
 )
 _NAMES = ("Abel", "Birk", "Cordes", "Dahl", "Ewald", "Falk", "Grote", "Henke", "Imhof", "Jonas", "Kern", "Linde")
 _GIVEN = ("Ada", "Bela", "Carla", "Dario", "Elin", "Finn", "Greta", "Hugo", "Ida", "Jan", "Kira", "Leo", "Mara", "Nils")
+_INSTITUTIONS = ("Phantom Hospital North", "Phantom Hospital South")
+_MANUFACTURERS = ("GE MEDICAL SYSTEMS", "SIEMENS")  # by the names of real ones, which reports may show
 _POOL_FROM = 32  # patients; below that a second process costs more than it saves
 
 
@@ -335,14 +337,22 @@ def _patient_header(rng: np.random.Generator, patient: Patient, seed: int) -> Da
     data.PatientID = patient.patient_id
     data.PatientBirthDate = f"{rng.integers(1935, 2004)}{rng.integers(1, 13):02d}{rng.integers(1, 29):02d}"
     data.PatientSex = str(rng.choice(["F", "M"]))
-    data.InstitutionName = "Phantom Hospital"
-    data.Manufacturer = "dpeq phantom"
+    # From a stream of their own: where patients are scanned, and on what, changes nothing of what is drawn of them.
+    places = np.random.default_rng([seed, 3, patient.index])
+    data.InstitutionName = str(places.choice(_INSTITUTIONS))
+    data.Manufacturer = str(places.choice(_MANUFACTURERS))
     data.ReferringPhysicianName = f"{rng.choice(_NAMES)}^{rng.choice(_GIVEN)}"
     data.StudyDate = f"{rng.integers(2015, 2025)}{rng.integers(1, 13):02d}{rng.integers(1, 29):02d}"
+    data.PatientAge = f"{_years(data.PatientBirthDate, data.StudyDate):03d}Y"
     data.StudyTime = f"{rng.integers(7, 19):02d}{rng.integers(0, 60):02d}00"
     data.AccessionNumber = f"A{_number(seed, 'accession', patient.index) % 10**8:08d}"
     data.StudyID = "1"
     return data
+
+
+def _years(born: str, day: str) -> int:
+    """Whole years between two dates of DICOM."""
+    return int(day[:4]) - int(born[:4]) - (day[4:] < born[4:])
 
 
 def _file_meta(data: Dataset, syntax: str) -> FileMetaDataset:

@@ -4,12 +4,14 @@ import csv
 import hashlib
 from collections import Counter
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 
+from dpeq.data.attributes import age_band, device_of
 from dpeq.resources import asset, load_module
 
 phantom = load_module(asset("datasets", "phantom_hospital.py"))
@@ -79,6 +81,32 @@ def test_every_series_is_whole_and_named_without_meaning(hospital):
         assert hu.max() > 150, "there is bone in the patient"
     assert not all(in_order), "file names must not give the order of the slices away"
     assert len(instances) == sum(1 for _ in archive.rglob("*.dcm"))
+
+
+def test_headers_say_what_groups_are_made_of(hospital):
+    """The same in all files of a patient; the age is that on the day of the study."""
+    headers = {}
+    for path in hospital.rglob("*.dcm"):
+        data = pydicom.dcmread(path, stop_before_pixels=True)
+        said = (data.PatientSex, data.PatientAge, data.InstitutionName, data.Manufacturer)
+        assert headers.setdefault(data.PatientID, said) == said
+        born, day = (datetime.strptime(text, "%Y%m%d") for text in (data.PatientBirthDate, data.StudyDate))
+        assert 0 <= (day - born).days / 365.2425 - int(data.PatientAge[:3]) + 0.01 < 1.02
+        assert data["PatientAge"].VR == "AS"
+        assert len(data.PatientAge) == 4
+    assert len(headers) == PATIENTS
+    sexes, ages, institutions, manufacturers = map(set, zip(*headers.values(), strict=True))
+    assert sexes == {"F", "M"}
+    assert len({age_band(age) for age in ages}) > 2
+    assert institutions == {"Phantom Hospital North", "Phantom Hospital South"}
+    assert {device_of(name) for name in manufacturers} == {"GE", "Siemens"}
+
+
+@pytest.mark.parametrize(
+    ("born", "day", "years"), [("19450315", "20200315", 75), ("19450315", "20200314", 74), ("19451231", "20200101", 74)]
+)
+def test_years_are_whole(born, day, years):
+    assert phantom._years(born, day) == years
 
 
 def test_storage_varies_so_that_readers_must_apply_the_rescale(tmp_path):
