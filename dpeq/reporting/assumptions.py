@@ -12,20 +12,25 @@ __all__ = ["list_assumptions"]
 Kind = Literal["attention", "assumption", "not_covered"]
 
 
-def list_assumptions(source: RunDirectory, loss: Spent, audited: str | None = None) -> list[dict[str, str]]:
+def list_assumptions(
+    source: RunDirectory, loss: Spent, *, audited: str | None = None, images_per_patient: int | None = None
+) -> list[dict[str, str]]:
     """Entries ``{"kind", "title", "text"}``, the ones that need attention first.
 
-    ``audited`` is :func:`dpeq.reporting.audit.contradiction`.
+    ``audited`` is :func:`dpeq.reporting.audit.contradiction`; with ``images_per_patient`` the report also says what
+    holds for all images of one patient.
     """
     entries = [
-        *_attention(source, loss, audited),
+        *_attention(source, loss, audited, images_per_patient),
         *(_assumptions(source) if source.plan.private else ()),
         *_not_covered(source),
     ]
     return [{"kind": kind, "title": title, "text": text} for kind, title, text in entries]
 
 
-def _attention(source: RunDirectory, loss: Spent, audited: str | None) -> list[tuple[Kind, str, str]]:
+def _attention(
+    source: RunDirectory, loss: Spent, audited: str | None, images_per_patient: int | None
+) -> list[tuple[Kind, str, str]]:
     plan, run = source.plan, source.run
     found: list[tuple[str, str]] = []
     if audited is not None:
@@ -93,9 +98,15 @@ def _attention(source: RunDirectory, loss: Spent, audited: str | None) -> list[t
         found.append(
             (
                 "One image is protected, not one patient",
-                "Somebody with k images in the data is protected k times less (epsilon grows about k-fold), and the "
-                "intervals of the scores treat images as independent; choose the patient as the unit to protect "
-                "persons.",
+                "Somebody with several images in the data is protected less than the figures for one image say. "
+                + (
+                    f"What holds for {images_per_patient:,} images of one patient is stated beside them"
+                    if images_per_patient is not None
+                    else "How much less, 'dpeq report RUN --images-per-patient K' works out for the most images that "
+                    "one patient has"
+                )
+                + "; choose the patient as the unit to protect persons. The intervals of the scores treat images as "
+                "independent.",
             )
         )
     test = source.metrics["test"]
@@ -146,7 +157,8 @@ def _assumptions(source: RunDirectory) -> list[tuple[Kind, str, str]]:
         (
             "Fixed preprocessing",
             "Images were prepared one by one, with their own statistics or with fixed windows. No mean, histogram or "
-            "vocabulary of the data set entered the network.",
+            "vocabulary of the data set entered the network. Preprocessing that was done before dpeq saw the images is "
+            "outside what it can know.",
         ),
     ]
     if weights := source.run.get("starting_weights"):
@@ -199,11 +211,7 @@ def _not_covered(source: RunDirectory) -> list[tuple[Kind, str, str]]:
             "de-identify the images first. Images whose header declares burned-in text are counted by 'dpeq index' and "
             "marked in its manifest.",
         ),
-        (
-            "Fairness between groups",
-            "This report does not break scores down by sex, age, site or device. Noise and clipping can cost small "
-            "groups more than large ones.",
-        ),
+        _fairness(source.metrics["test"]),
         (
             "Fitness for clinical use",
             "Scores on one test set are no clinical validation, and this report is no approval as a medical device.",
@@ -214,7 +222,8 @@ def _not_covered(source: RunDirectory) -> list[tuple[Kind, str, str]]:
             (
                 "Choosing hyper-parameters",
                 "Every further run on the same data costs privacy of its own. If settings were chosen by looking at "
-                "other runs, the true loss is higher than stated here.",
+                "other runs, the true loss is higher than stated here: add up the runs of a sweep, or draw settings at "
+                "random and pay once for the search (docs/accounting.md).",
             ),
             (
                 "What is true of patients in general",
@@ -227,3 +236,20 @@ def _not_covered(source: RunDirectory) -> list[tuple[Kind, str, str]]:
             ),
         ]
     return [("not_covered", title, text) for title, text in found]
+
+
+def _fairness(test: dict[str, Any]) -> tuple[str, str]:
+    title = "Fairness between groups"
+    shown = [entry["attribute_title"] for entry in test.get("subgroups") or () if entry["groups"]]
+    cost = "Noise and clipping can cost small groups more than large ones."
+    if not shown:
+        return (
+            title,
+            "This report does not break scores down by sex, age, site or device: the data say nothing of these, or no "
+            f"group is large enough to be shown. {cost}",
+        )
+    return (
+        title,
+        f"Scores are broken down by {', '.join(shown)}, for test cases whose files say so, and for groups that are "
+        f"large enough to be shown. Other attributes, and groups within groups, were not examined. {cost}",
+    )

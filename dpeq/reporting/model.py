@@ -44,8 +44,8 @@ def build_report(
     """
     with accounting.session("pld"):  # one process answers for the guarantee, the risk and the curve
         source = read_run(Path(run_dir))
-        report = _report(source, companion, images_per_patient)
-    report = json.loads(json.dumps(report))  # tuples become lists, as they will be after writing
+        built = _report(source, companion, images_per_patient)
+    report: dict[str, Any] = json.loads(json.dumps(built))  # tuples become lists, as they will be after writing
     validate(report)
     return report
 
@@ -78,7 +78,12 @@ def _report(source: RunDirectory, companion: Path | None, images_per_patient: in
             "verified": True,
         },
         "data": run["data"],
-        "assumptions": list_assumptions(source, loss, contradiction(audit, plan, steps, loss.epsilon)),
+        "assumptions": list_assumptions(
+            source,
+            loss,
+            audited=contradiction(audit, plan, steps, loss.epsilon),
+            images_per_patient=images_per_patient,
+        ),
         "epsilon_curve": [[step, eps] for step, eps in epsilon_curve(plan, _CURVE_POINTS)] if plan.private else [],
         "resources": {
             "seconds": run["seconds"],

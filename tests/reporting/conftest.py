@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,30 @@ def utility(shift: float = 2.2, *, seed: int = 0, n: int = 624) -> dict[str, Any
     labels = (np.arange(n) >= 0.375 * n).astype(int)
     score = 1 / (1 + np.exp(-(rng.normal(size=n) + shift * (labels - 0.4))))
     return evaluate_predictions(np.stack([1 - score, score], 1), labels, ("normal", "pneumonia"), n_bootstrap=200)
+
+
+SYMMETRY = {
+    "group": "D4",
+    "measured_on": "test images",
+    "images": 64,
+    "elements": [
+        {"name": "quarter turn", "error": 1.2e-6, "agreement": 1.0},
+        {"name": "reflection", "error": 0.9e-6, "agreement": 1.0},
+    ],
+    "worst_error": 1.2e-6,
+    "agreement": 1.0,
+    "note": "The group keeps the pixel grid, so only rounding is left.",
+}
+
+
+@cache
+def _test() -> dict[str, Any]:
+    return utility()
+
+
+@cache
+def _validation() -> dict[str, Any]:
+    return utility(seed=1, n=524)
 
 
 def run_facts(plan: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +150,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         for key, value in changes.items():
             run[key] = run[key] | value if isinstance(value, dict) else value
         (folder / "run.json").write_text(json.dumps(run))
-        scores = metrics or {"weights": "ema", "test": utility(), "val": utility(seed=1, n=524)}
+        scores = metrics or {"weights": "ema", "test": _test(), "val": _validation(), "symmetry": SYMMETRY}
         (folder / "metrics.json").write_text(json.dumps(scores))
         return folder
 
@@ -135,6 +160,11 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def private_run(make_run: Callable[..., Path]) -> Path:
     return make_run()
+
+
+@pytest.fixture(scope="session")
+def image_run(make_run: Callable[..., Path]) -> Path:
+    return make_run(plan=PLAN | {"unit": "image"})
 
 
 @pytest.fixture(scope="session")

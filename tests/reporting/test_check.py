@@ -8,7 +8,10 @@ import pytest
 from dpeq.errors import DataError
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.check import check_report
-from dpeq.reporting.guarantee import Spent, attacker, statement
+from dpeq.reporting.checklist import checklist
+from dpeq.reporting.guarantee import Spent, readers, statement
+from dpeq.reporting.model import build_report
+from dpeq.reporting.risks import risk_from_dict
 
 
 @pytest.fixture
@@ -24,24 +27,45 @@ def written(report, tmp_path):
 
 
 def test_a_true_report_passes_with_and_without_its_run(written, private_run):
-    assert len(check_report(written())) == 3
-    assert "unbroken" in check_report(written(), run_dir=private_run)[-1]
+    alone = check_report(written())
+    assert len(alone) == 6
+    assert alone[3] == "Epsilon 7.9976 is what its constants cost over 400 steps, computed anew."
+    with_run = check_report(written(), run_dir=private_run)
+    assert with_run[:6] == alone
+    assert "unbroken" in with_run[6]
 
 
-def test_an_open_report_passes(open_report, tmp_path):
+def test_an_open_report_passes(open_report, open_run, tmp_path):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(open_report))
-    assert "non-private throughout" in check_report(path)[-1]
+    assert "The run is marked as non-private throughout." in check_report(path, run_dir=open_run)
+
+
+def test_reports_of_stopped_runs_of_images_and_of_no_step_pass(make_run, image_run, tmp_path):
+    for run, arguments in (
+        (make_run(steps=150, stopped="interrupted"), {}),
+        (make_run(steps=0), {}),
+        (image_run, {"images_per_patient": 3}),
+    ):
+        path = tmp_path / "report.json"
+        path.write_text(json.dumps(build_report(run, **arguments)))
+        assert check_report(path, run_dir=run)
 
 
 def restate(report: dict, plan: PrivacyPlan, **loss) -> None:
-    """Makes every number of the guarantee follow from a forged loss, as a careful forger would."""
+    """Makes every sentence of the guarantee follow from a forged loss, as a careful forger would."""
     guarantee = report["guarantee"]
     guarantee.update(loss)
     keys = ("steps", "epsilon", "mu", "accountant", "accountant_note", "complete")
     forged = Spent(*(guarantee[key] for key in keys))
     guarantee["statement"] = statement(plan, forged)
-    guarantee["attacker"] = attacker(forged, plan.delta)
+    guarantee.update(readers(plan, forged, risk_from_dict(report["risk"])))
+    del report["checklist"]
+    report["checklist"] = checklist(report)
+
+
+def plan_of(report: dict) -> PrivacyPlan:
+    return PrivacyPlan.from_dict(report["plan"])
 
 
 def lower_epsilon(report):
@@ -49,18 +73,32 @@ def lower_epsilon(report):
 
 
 def lower_epsilon_carefully(report):
-    restate(report, PrivacyPlan.from_dict(report["plan"]), epsilon=3.0)
+    restate(report, plan_of(report), epsilon=3.0)
 
 
 def lower_epsilon_in_the_plan_too(report):
     report["plan"]["epsilon"]["pld"] = 3.0
-    plan = PrivacyPlan.from_dict(report["plan"])
+    plan = plan_of(report)
     report["provenance"]["plan_sha256"] = plan.sha256
     restate(report, plan, epsilon=3.0)
 
 
 def lower_mu_carefully(report):
-    restate(report, PrivacyPlan.from_dict(report["plan"]), mu=0.5)
+    restate(report, plan_of(report), mu=0.5)
+
+
+def raise_epsilon_carefully(report):
+    restate(report, plan_of(report), epsilon=9.0)
+
+
+def another_accountant(report):
+    restate(report, plan_of(report), accountant="rdp")
+
+
+def kinder_risk_carefully(report):
+    report["risk"]["hit_rates"][1]["hits"] = 0.02
+    report["risk"]["posteriors"][2]["best_guess"] = 0.51
+    restate(report, plan_of(report))
 
 
 def claim_fewer_steps(report):
@@ -79,8 +117,51 @@ def other_delta(report):
     report["guarantee"]["delta"] = 1e-7
 
 
-def kinder_odds(report):
-    report["guarantee"]["attacker"]["best_guess"] = 0.51
+def kinder_words(report):
+    report["guarantee"]["officer"] = ["Nothing at all can be learnt."]
+
+
+def risk_for_another_group(report):
+    report["risk"]["group"] = 2
+    restate(report, plan_of(report))
+
+
+def group_risk_for_patients(report):
+    report["group_risk"] = report["risk"]
+    restate(report, plan_of(report))
+
+
+def shuffled(report):
+    report["guarantee"]["sampling"]["run"] = "Shuffled epochs."
+
+
+def an_accountant_fewer(report):
+    del report["accountants"]["epsilon"]["rdp"]
+
+
+def kinder_answers(report):
+    for name in report["accountants"]["epsilon"]:
+        report["accountants"]["epsilon"][name] -= 1.0
+
+
+def accountants_that_contradict(report):
+    report["accountants"]["epsilon"]["rdp"] = 7.0
+
+
+def a_flat_curve(report):
+    report["epsilon_curve"][5][1] = report["epsilon_curve"][4][1]
+
+
+def ticked_off(report):
+    report["checklist"]["nist"][-1]["answer"] = "Yes."
+
+
+def an_audit_above_the_guarantee(report):
+    report["audit"] = {"method": "one run", "epsilon_lower": 8.5, "confidence": 0.95, "delta": 1e-4, "details": {}}
+
+
+def an_audit_at_a_smaller_delta(report):
+    report["audit"] = {"method": "one run", "epsilon_lower": 12.0, "confidence": 0.95, "delta": 1e-6, "details": {}}
 
 
 def impossible_plan(report):
@@ -91,21 +172,43 @@ def impossible_plan(report):
     ("forgery", "reason"),
     [
         (lower_epsilon, "sentence"),
-        (lower_epsilon_carefully, "below"),
-        (lower_epsilon_in_the_plan_too, "computes for its constants"),
+        (lower_epsilon_carefully, "epsilon 3.0000 is below 7.9976"),
+        (lower_epsilon_in_the_plan_too, "but its constants cost"),
         (lower_mu_carefully, "mu 0.5"),
+        (raise_epsilon_carefully, "epsilon 9.0000 is above"),
+        (another_accountant, "does not rest on what it names"),
+        (kinder_risk_carefully, "risk/hit_rates/1/hits is 0.02"),
         (claim_fewer_steps, "stated for 400 steps"),
         (more_steps_than_planned, "the plan allows 400"),
         (other_noise, "plan was changed"),
         (other_delta, "delta"),
-        (kinder_odds, "odds"),
+        (kinder_words, "sentences for the officer"),
+        (risk_for_another_group, "speaks of 2 patients"),
+        (group_risk_for_patients, "speaks of 1 patients"),
+        (shuffled, "sampling"),
+        (an_accountant_fewer, "gap|rdp has neither"),
+        (kinder_answers, "answers"),
+        (accountants_that_contradict, "contradict each other"),
+        (a_flat_curve, "epsilon_curve/5/1"),
+        (ticked_off, "checklist"),
+        (an_audit_above_the_guarantee, "THE GUARANTEE IS FALSE"),
+        (an_audit_at_a_smaller_delta, "THE GUARANTEE IS FALSE.*allows 10.* at delta 1e-06"),
         (impossible_plan, "above its epsilon_target"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_forgeries_are_found_without_the_run(written, forgery, reason):
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises(DataError, match=f"(?s)does not hold together.*({reason})"):
         check_report(written(forgery))
+
+
+def test_an_audit_that_the_guarantee_allows_passes(written):
+    def audited(report):
+        report["audit"] = {"method": "one run", "epsilon_lower": 8.5, "confidence": 0.95, "delta": 1e-6, "details": {}}
+        del report["checklist"]
+        report["checklist"] = checklist(report)
+
+    assert check_report(written(audited))
 
 
 def test_another_ledger_or_plan_is_found(written, make_run, private_run):
@@ -114,6 +217,29 @@ def test_another_ledger_or_plan_is_found(written, make_run, private_run):
     other = make_run(plan=json.loads((private_run / "plan.json").read_text()) | {"views": 2})
     with pytest.raises(DataError, match="not the plan"):
         check_report(written(), run_dir=other)
+
+
+@pytest.mark.parametrize("part", ["utility", "validation", "symmetry", "audit", "assumptions"])
+def test_what_no_count_fixes_is_held_against_the_run(written, private_run, part):
+    def forge(report):
+        if part in ("utility", "validation"):
+            report[part]["brier"]["low"] -= 0.01
+        elif part == "symmetry":
+            report[part]["worst_error"] /= 2
+        elif part == "audit":
+            report[part] = {
+                **{"method": "one run", "epsilon_lower": 0.0, "confidence": 0.95},
+                **{"delta": 1e-4, "details": {}},
+            }
+            del report["checklist"]
+            report["checklist"] = checklist(report)
+        else:
+            report[part].pop()
+
+    path = written(forge)
+    assert check_report(path)
+    with pytest.raises(DataError, match="does not hold together"):
+        check_report(path, run_dir=private_run)
 
 
 def test_no_report_is_said_in_one_sentence(tmp_path):
