@@ -23,17 +23,19 @@ class GroupCounts:
         known: how many of these have the attribute.
         two_sexes: patients who are evaluated on and have both a female and a male image, or the like; of unknown sex.
         not_understood: cells of the table that say nothing, by attribute.
+        asked: attributes that were asked of the table.
     """
 
     images: int = 0
     known: Counter[str] = field(default_factory=Counter)
     two_sexes: int = 0
     not_understood: Counter[str] = field(default_factory=Counter)
+    asked: tuple[str, ...] = ()
 
     def rows(self) -> Iterable[tuple[str, str]]:
         """For the table at the end of indexing."""
         for name in ATTRIBUTES:
-            if self.known[name] or self.not_understood[name]:
+            if self.known[name] or name in self.asked:
                 yield f"{name} known", f"{self.known[name]} of {self.images} validation and test images"
             if self.not_understood[name]:
                 yield f"  rows whose {name} is not understood", str(self.not_understood[name])
@@ -89,4 +91,5 @@ def settle(
                 groups["site"] = sites[groups["site"]]
             known.update(groups.keys())
         settled.append(replace(record, groups=tuple((name, groups[name]) for name in ATTRIBUTES if name in groups)))
-    return settled, GroupCounts(len(shown), known, sum(len(found) > 1 for found in sexes.values()))
+    two_sexes = sum(len(found) > 1 for found in sexes.values())
+    return settled, GroupCounts(len(shown), known, two_sexes, asked=tuple(from_table))

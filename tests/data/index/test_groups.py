@@ -11,6 +11,7 @@ from archives import Inline, write_slice, write_table
 
 from dpeq.data.index import IndexSummary, build, index_folder
 from dpeq.data.index.groups import columns_of, settle
+from dpeq.data.index.labels import Classes, Table
 from dpeq.data.index.pseudonyms import Pseudonyms
 from dpeq.data.manifest import Record
 from dpeq.data.readers.source import Source
@@ -148,6 +149,20 @@ def test_the_table_wins_over_headers_and_its_words_do_not_mix_with_theirs(archiv
     }  # fmt: skip
     assert groups["4"] == {"sex": "male", "age": "0-9", "site": "Ward 1", "device": "GE"}
     assert summary.groups.two_sexes == 0
+    assert [name for name, _ in summary.groups.rows()] == ["sex known", "age known", "site known", "device known"]
+
+
+def test_what_was_asked_of_the_table_is_counted_though_it_says_nothing(archive):
+    write_table(archive.parent / "x.csv", "patient_id,sex,age", [f"P{n},{'Ffx'[n % 3]}," for n in range(10)])
+    table = Table(archive.parent / "x.csv", Classes(("a", "b")), "label", need_labels=False,
+                  groups={"sex": "sex", "age": "age"})  # fmt: skip
+    _, counts = settle([record("a")], Pseudonyms(archive.parent / "k.key"), table.groups)
+    counts.not_understood.update(table.not_understood)
+    assert list(counts.rows()) == [
+        ("sex known", "0 of 1 validation and test images"),
+        ("  rows whose sex is not understood", "3"),
+        ("age known", "0 of 1 validation and test images"),
+    ]
 
 
 def test_files_of_a_series_that_differ_say_nothing(tmp_path, write_series, monkeypatch):
