@@ -13,15 +13,26 @@ Kind = Literal["attention", "assumption", "not_covered"]
 
 
 def list_assumptions(
-    source: RunDirectory, loss: Spent, *, audited: str | None = None, images_per_patient: int | None = None
+    source: RunDirectory,
+    loss: Spent,
+    *,
+    audited: str | None = None,
+    images_per_patient: int | None = None,
+    images: bool = False,
 ) -> list[dict[str, str]]:
     """Entries ``{"kind", "title", "text"}``, the ones that need attention first.
 
     ``audited`` is :func:`dpeq.reporting.audit.contradiction`; with ``images_per_patient`` the report also says what
-    holds for all images of one patient.
+    holds for all images of one patient, with ``images`` it shows some.
     """
-    entries = [
+    shown = (
+        "Images of people are shown",
+        "This report was asked to show images of the test split. The guarantee does not cover them, and they may "
+        "identify people: pass it on only where the images themselves may go.",
+    )
+    entries: list[tuple[Kind, str, str]] = [
         *_attention(source, loss, audited, images_per_patient),
+        *([("attention", *shown)] if images else ()),
         *(_assumptions(source) if source.plan.private else ()),
         *_not_covered(source),
     ]

@@ -118,6 +118,11 @@ def _check_files(report: dict[str, Any], source: RunDirectory, folder: Path) -> 
             raise Disagreement(f"its {name} is not what lies in {folder}; build the report again")
     group = report["group_risk"]
     loss = spent(source.plan, source.ledger.steps)
-    told_warnings = list_assumptions(source, loss, images_per_patient=None if group is None else group["group"])
+    told_warnings = list_assumptions(
+        source,
+        loss,
+        images_per_patient=None if group is None else group["group"],
+        images=report["images"] is not None,
+    )
     if report["assumptions"] != json.loads(json.dumps(told_warnings)):
         raise Disagreement(f"its warnings and assumptions are not those of the files in {folder}")

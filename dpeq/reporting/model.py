@@ -30,13 +30,19 @@ _CURVE_POINTS = 25
 
 
 def build_report(
-    run_dir: Path, *, companion: Path | None = None, images_per_patient: int | None = None
+    run_dir: Path,
+    *,
+    companion: Path | None = None,
+    images_per_patient: int | None = None,
+    images: int | None = None,
+    data_root: Path | None = None,
 ) -> dict[str, Any]:
     """The report of the run in ``run_dir``; it satisfies ``privacy_reports/report.schema.json``.
 
     ``companion`` is a run without privacy on the same data, whose scores stand beside this one's.
     ``images_per_patient`` is the most images that one patient has in the training set, a published number: with it the
-    report of an image-level run also says what limits hold for a whole patient. The same files give the same report.
+    report of an image-level run also says what limits hold for a whole patient. ``images`` asks for so many pictures of
+    the test split, from ``data_root`` where the data is elsewhere now. The same files give the same report.
 
     Raises :class:`DataError` when the run is incomplete, its ledger broken, its parts contradict each other, or the
     companion is private or was tested on other data; :class:`ConfigError` for an ``images_per_patient`` that says
@@ -44,13 +50,15 @@ def build_report(
     """
     with accounting.session("pld"):  # one process answers for the guarantee, the risk and the curve
         source = read_run(Path(run_dir))
-        built = _report(source, companion, images_per_patient)
+        built = _report(source, companion, images_per_patient, _images(source, images, data_root))
     report: dict[str, Any] = json.loads(json.dumps(built))  # tuples become lists, as they will be after writing
     validate(report)
     return report
 
 
-def _report(source: RunDirectory, companion: Path | None, images_per_patient: int | None) -> dict[str, Any]:
+def _report(
+    source: RunDirectory, companion: Path | None, images_per_patient: int | None, images: dict[str, Any] | None
+) -> dict[str, Any]:
     plan, run, steps = source.plan, source.run, source.ledger.steps
     loss, risk = spent(plan, steps), assess(plan, steps)
     group = group_risk(plan, steps, images_per_patient)
@@ -67,7 +75,7 @@ def _report(source: RunDirectory, companion: Path | None, images_per_patient: in
         "validation": source.metrics.get("val"),
         "companion": _companion(source, Path(companion)) if companion is not None else None,
         "symmetry": source.metrics.get("symmetry"),
-        "images": None,
+        "images": images,
         "model": run["model"],
         "plan": plan.to_dict(),
         "ledger": {
@@ -83,6 +91,7 @@ def _report(source: RunDirectory, companion: Path | None, images_per_patient: in
             loss,
             audited=contradiction(audit, plan, steps, loss.epsilon),
             images_per_patient=images_per_patient,
+            images=images is not None,
         ),
         "epsilon_curve": [[step, eps] for step, eps in epsilon_curve(plan, _CURVE_POINTS)] if plan.private else [],
         "resources": {
@@ -110,6 +119,14 @@ def _report(source: RunDirectory, companion: Path | None, images_per_patient: in
         },
     }
     return {**report, "checklist": checklist(report)}
+
+
+def _images(source: RunDirectory, count: int | None, data_root: Path | None) -> dict[str, Any] | None:
+    if count is None:
+        return None
+    from dpeq.reporting.images import evaluation_images  # loads torch
+
+    return evaluation_images(source.path, count, data_root=data_root)
 
 
 def validate(report: Any) -> None:
