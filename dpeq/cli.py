@@ -296,22 +296,46 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory; with --check, also a report.json.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories; with --check, also report.json files.")
+    ],
     companion: Annotated[Path | None, typer.Option("--companion", help="A non-private run to show beside.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; the run directory by default.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Verify a report.json instead.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Verify reports instead.")] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also write report.pdf.")] = False,
+    images: Annotated[
+        int | None,
+        typer.Option("--images", metavar="N", help="Show N evaluation images; they may identify people."),
+    ] = None,
+    images_per_patient: Annotated[
+        int | None,
+        typer.Option(
+            "--images-per-patient",
+            metavar="K",
+            help="The most training images of one patient, a published number: also state what holds for a patient.",
+        ),
+    ] = None,
+    data_root: DataRoot = None,
 ) -> None:
-    """Write the report of a finished run, or check one."""
-    from dpeq.reporting.check import check_report
-    from dpeq.reporting.html import write_report
-    from dpeq.reporting.model import build_report
+    """Write the report of a finished run, or of several; or check reports."""
+    from dpeq.report_verb import check_reports, report_runs
 
     if check:
-        for line in check_report(run / "report.json" if run.is_dir() else run):
-            _out.print(f"ok  {line}", soft_wrap=True)
+        given = (companion, out, images, images_per_patient, data_root)
+        if pdf or any(value is not None for value in given):
+            raise ConfigError("--check only reads; leave the other options out.")
+        check_reports(_out, runs)
         return
-    html, _ = write_report(build_report(run, companion=companion), out or run)
-    _out.print(f"Report: {html}", soft_wrap=True)
+    report_runs(
+        _out,
+        runs,
+        companion=companion,
+        folder=out,
+        pdf=pdf,
+        images=images,
+        images_per_patient=images_per_patient,
+        data_root=data_root,
+    )
 
 
 @app.command()
