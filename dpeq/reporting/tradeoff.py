@@ -13,15 +13,12 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from dpeq.errors import ConfigError
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.solving import TradeOff
+from dpeq.reporting.figure import CURVES, INK, MARKERS, style
 from dpeq.reporting.numbers import signal
-from dpeq.reporting.plots import _CURVES as CURVES
-from dpeq.reporting.plots import _INK as INK
-from dpeq.reporting.plots import _style as style
 
 __all__ = ["check_picture", "draw_trade_off"]
 
 _FORMATS = (".svg", ".png", ".pdf")
-_MARKERS = ("o", "s", "^", "D", "v")
 
 
 def check_picture(path: Path) -> None:
@@ -78,7 +75,7 @@ def _lines(axes: Axes, rows: Sequence[TradeOff], value: object) -> None:
             [value(row) for row in own],
             color=colour,
             linestyle=dashes,
-            marker=_MARKERS[number % len(_MARKERS)],
+            marker=MARKERS[number % len(MARKERS)],
             markersize=4,
             label=f"{batch:,}",
         )

@@ -185,3 +185,34 @@ def open_report(open_run: Path) -> dict[str, Any]:
     from dpeq.reporting.model import build_report
 
     return build_report(open_run)
+
+
+def _score(value: float, spread: float = 0.04) -> dict[str, float]:
+    return {"value": value, "low": value - spread, "high": min(value + spread, 1.0)}
+
+
+@pytest.fixture(scope="session")
+def full_report(report: dict[str, Any]) -> dict[str, Any]:
+    """:func:`report` with everything that a page can show: groups of patients, an audit, images, energy."""
+    groups = [
+        {"value": "female", "n": 300, "patients": 280, "auc": _score(0.93), "accuracy": _score(0.88)},
+        {"value": "male", "n": 290, "patients": 270, "auc": None, "accuracy": _score(0.85, 0.0)},
+    ]
+    rest = dict.fromkeys(("balanced_accuracy", "sensitivity", "specificity", "average_precision"))
+    groups = [{**group, **rest} for group in groups]
+    subgroups = [
+        {"attribute": "sex", "attribute_title": "Sex", "groups": groups, "withheld": 34, "note": "Few are withheld."},
+        {"attribute": "site", "attribute_title": "Site", "groups": [], "withheld": 624, "note": "All are withheld."},
+        {"attribute": "age_band", "attribute_title": "Age band", "groups": groups[:1], "withheld": 0, "note": ""},
+    ]
+    png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+    image = {"png": png, "truth": "pneumonia", "answer": "normal", "probability": 0.91, "correct": False}
+    audit = {"method": "one-run canaries", "epsilon_lower": 1.213, "confidence": 0.95, "delta": 1e-4}
+    full = report | {
+        "utility": report["utility"] | {"subgroups": subgroups},
+        "group_risk": report["risk"] | {"group": 4, "epsilon": "inf"},
+        "audit": audit | {"details": {"canaries": 1000}},
+        "images": {"consent": "whoever built the report says that they may be shown.", "items": [image] * 3},
+        "resources": report["resources"] | {"energy": {"kwh": 0.0123, "basis": "a rule of thumb; not measured"}},
+    }
+    return json.loads(json.dumps(full))

@@ -1,0 +1,71 @@
+"""What the page of a report shows, in its order: sections, the words on top, and every table and figure below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dpeq.reporting import numbers
+from dpeq.reporting.privacy_view import best_guess, privacy_view
+from dpeq.reporting.record_view import record_view
+from dpeq.reporting.utility_view import utility_view
+
+__all__ = ["sections", "view"]
+
+_TITLES = {
+    "guarantee": "The guarantee",
+    "risk": "What an attacker can gain",
+    "limits": "What it rests on and does not cover",
+    "performance": "How well the model works",
+    "subgroups": "Groups of patients",
+    "images": "Some test images",
+    "symmetry": "Symmetry of the trained network",
+    "mechanism": "How the privacy was obtained",
+    "model": "The model",
+    "data": "The data",
+    "resources": "Time, memory, energy",
+    "provenance": "Where this comes from",
+    "checklist": "Checklists",
+    "glossary": "Words used here",
+    "decision": "Decision",
+}
+
+
+def view(report: dict[str, Any]) -> dict[str, Any]:
+    """The values of ``report.html.j2`` beside the report itself."""
+    return {
+        "sections": sections(report),
+        "summary": _summary(report),
+        "best_guess": best_guess(report),
+        "attention": sum(entry["kind"] == "attention" for entry in report["assumptions"]),
+        **privacy_view(report),
+        **utility_view(report),
+        **record_view(report),
+    }
+
+
+def sections(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sections by id in the order of the page: {"number", "title"}; what a report has nothing about is left out."""
+    absent = {"subgroups": not report["utility"].get("subgroups"), "images": not report["images"]}
+    shown = [name for name in _TITLES if not absent.get(name)]
+    return {name: {"number": number, "title": _TITLES[name]} for number, name in enumerate(shown, 1)}
+
+
+def _summary(report: dict[str, Any]) -> str:
+    """The first paragraph: the guarantee and the scores in three sentences."""
+    guarantee, utility = report["guarantee"], report["utility"]
+    scores = (
+        f"On {utility['n']:,} test cases it reaches an AUC of {utility['auc']['value']:.3f} and answers "
+        f"{numbers.percent(utility['accuracy']['value'])} correctly; always giving the most frequent answer scores "
+        f"{numbers.percent(utility['majority_accuracy'])}."
+    )
+    if not guarantee["private"]:
+        return f"This model gives no protection to the {guarantee['unit']}s it was trained on. {scores}"
+    seeded = (
+        "Its random numbers came from a fixed seed, so the limit holds only against those who do not know the seed. "
+        if report["provenance"]["rng"] == "seeded"
+        else ""
+    )
+    return (
+        f"This model protects every {guarantee['unit']} it was trained on with a proven limit on what it can reveal "
+        f"(differential privacy with ε = {numbers.round_up(guarantee['epsilon'])}). {seeded}{scores}"
+    )
