@@ -1,4 +1,4 @@
-"""The command line: doctor, models, index, plan, train, evaluate, report, export, demo.
+"""The command line: doctor, models, index, plan, train, evaluate, sweep, report, export, demo.
 
 Exit codes: 0 done, 2 bad usage or configuration, 3 data refused, 4 budget refused, 130 stopped by Ctrl-C, 143 by
 SIGTERM, 1 anything else. An error is one sentence; ``--debug`` adds the traceback.
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from dpeq.allocation import keep_freed_blocks
 from dpeq.errors import ConfigError, DpeqError
+from dpeq.options import ManyValues, split_values
 
 __all__ = ["app", "main"]
 
@@ -261,6 +262,71 @@ def train(
         raise ConfigError("Nothing says what to train; give a CONFIG, or --resume RUN.")
     else:
         _train(config, overrides or [], data_root, baseline, runs, reports)
+
+
+@app.command(cls=ManyValues)
+def sweep(
+    config: Config,
+    overrides: Overrides = None,
+    epsilon: Annotated[
+        list[str] | None, typer.Option("--epsilon", help="Targets, as in 1 2 4 8 inf; the recipe's by default.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="Networks: presets, a preset with a group as eqresnet9-d4, cnn-twin, wide-resnet-twin or vit-twin (as "
+            "many parameters as the first preset listed, else as the recipe's), or import paths.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", min=1, help="Repetitions of every cell, each with the operating system's randomness."),
+    ] = 1,
+    seeded: Annotated[
+        bool,
+        typer.Option("--seeded", help="Give repetitions training.seed 0, 1, 2: reproducible, and not for release."),
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, help="Runs at a time; by default one for two processor cores, or one on a GPU."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the runs; runs/<recipe>-sweep by default.")
+    ] = None,
+    reports: Annotated[
+        Path | None, typer.Option("--reports", help="Folder for the reports and the summary; OUT/reports by default.")
+    ] = None,
+    data_root: DataRoot = None,
+    commands: Annotated[
+        bool, typer.Option("--commands", help="Print one command for each cell instead, for any scheduler.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells, price and time, and train nothing.")] = False,
+    cell: Annotated[
+        str | None, typer.Option("--cell", metavar="NAME", help="Run this one cell alone, unless it is done.")
+    ] = None,
+) -> None:
+    """Train a grid of networks, epsilons and repetitions, and summarise it. CONFIG stands first. Run again to go on."""
+    from dpeq.sweep_verb import Asked
+    from dpeq.sweep_verb import sweep as run_sweep
+
+    if commands + dry_run + (cell is not None) > 1:
+        raise ConfigError("--commands, --dry-run and --cell are three different things; give one of them.")
+    asked = Asked(
+        config,
+        tuple(overrides or ()),
+        tuple(split_values(epsilon)),
+        tuple(split_values(model)),
+        seeds,
+        seeded,
+        workers,
+        out,
+        reports,
+        data_root,
+    )
+    run_sweep(_out, _err, asked, commands=commands, dry_run=dry_run, only=cell)
 
 
 @app.command()

@@ -1,0 +1,121 @@
+"""One cell of a sweep: what has become of it so far, and running it, once, wherever it stands."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dpeq.config import RunConfig
+from dpeq.data.cards import load_card
+from dpeq.errors import ConfigError
+from dpeq.training.files import make_folder
+from dpeq.training.start import Start, settings_of
+
+if TYPE_CHECKING:
+    from dpeq.pipeline import Outcome
+    from dpeq.training.run import Interruptible, Observer
+
+__all__ = ["State", "run_cell", "state_of"]
+
+State = Literal["new", "unfinished", "done"]
+_BEFORE_THE_LEDGER = ("config.yaml", "plan.json", "start.json")
+
+
+def state_of(folder: Path, config: RunConfig) -> State:
+    """What has become of the run of ``config`` in ``folder``; a run that died before it had a ledger counts as new.
+
+    Raises:
+        ConfigError: when a run with other settings lies there, naming the first that differs.
+        DataError: for a damaged folder.
+    """
+    if not (folder / "ledger.jsonl").is_file():
+        return "new"
+    was, now = Start.read(folder).settings, settings_of(config, load_card(config.data.card))
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key):
+            raise ConfigError(
+                f"The run in {folder} has {key} {was.get(key)!r}, but this sweep says {now.get(key)!r}; give the sweep "
+                "another --out, or the old setting."
+            )
+    return "done" if (folder / "run.json").is_file() else "unfinished"
+
+
+def run_cell(
+    config: RunConfig,
+    *,
+    out: Path,
+    reports: Path,
+    command: str,
+    observer: Observer,
+    interruptible: Interruptible,
+) -> Outcome | None:
+    """Trains the run of ``config`` in ``out/<name>``, or goes on with it; None when it was done already.
+
+    The folder is that very one: a second run under the name, which would spend the budget again, never begins.
+
+    Raises:
+        ConfigError: when another process is at this cell, and as :func:`state_of`.
+        Also whatever :func:`dpeq.pipeline.train_and_report` raises.
+    """
+    make_folder(out)
+    folder = out / config.name
+    with _alone_with(folder):
+        state = state_of(folder, config)
+        if state == "done":
+            return None
+        if state == "new":
+            _clear(folder)
+        else:
+            _same_threads(folder, config)
+        from dpeq.pipeline import train_and_report
+
+        return train_and_report(
+            config,
+            runs=out,
+            reports=reports,
+            command=command,
+            observer=observer,
+            resume=folder if state == "unfinished" else None,
+            interruptible=interruptible,
+        )
+
+
+@contextmanager
+def _alone_with(folder: Path) -> Iterator[None]:
+    """Holds the cell's lock, which ends with the process, however that ends."""
+    path = folder.with_name(f".{folder.name}.lock")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"Another process is running the cell {folder.name}; wait for it to end.") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear(folder: Path) -> None:
+    """Takes away what a process left that died before there was a ledger, and so before any step."""
+    if not folder.is_dir():
+        return
+    left = sorted(folder.iterdir())
+    for path in left:
+        if path.name not in _BEFORE_THE_LEDGER and not path.name.startswith((".ledger-", ".start.json")):
+            raise ConfigError(f"{folder} holds {path.name} but no ledger, so it is no run; move the folder away.")
+    for path in left:
+        path.unlink()
+    folder.rmdir()
+
+
+def _same_threads(folder: Path, config: RunConfig) -> None:
+    """Steps of a run with a seed are repeated only by as many threads as took them."""
+    if config.training.seed is None or config.training.threads is not None:
+        return
+    import torch
+
+    torch.set_num_threads(int(Start.read(folder).machine["training.threads"]))

@@ -1,0 +1,71 @@
+"""What a sweep will cost, before it costs it: the plans of its cells, epsilon of all together, and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dpeq.planning import plan_of
+from dpeq.privacy import accounting
+from dpeq.privacy.composition import Part, compose
+from dpeq.privacy.plan import PrivacyPlan
+from dpeq.reporting.numbers import round_up, scientific
+from dpeq.sweep.grid import Cell
+from dpeq.training.prepare import Prepared
+
+__all__ = ["plans_of", "price_of", "seconds_of"]
+
+
+def plans_of(cells: Sequence[Cell]) -> dict[str, PrivacyPlan]:
+    """The plan of every cell, by name; cells of equal constants share theirs. Raises as calibrating does."""
+    plans: dict[str, PrivacyPlan] = {}
+    known: dict[str, PrivacyPlan] = {}
+    with accounting.session("pld", "prv", "rdp"):
+        for cell in cells:
+            constants = repr((cell.config.privacy, cell.config.data.card, cell.config.data.unit))
+            if constants not in known:
+                known[constants] = plan_of(cell.config)
+            plans[cell.name] = known[constants]
+    return plans
+
+
+def price_of(plans: Sequence[PrivacyPlan]) -> str:
+    """What all of them spend together, in words."""
+    private = [plan for plan in plans if plan.private]
+    if not private:
+        return "No cell is private: nothing limits what these runs reveal."
+    delta = min(plan.delta for plan in private)
+    total = compose([Part(plan.sample_rate, plan.noise_multiplier, plan.steps) for plan in private], delta)
+    told = (
+        f"Repetitions are not free: all {len(private)} private cells together spend at most epsilon "
+        f"{round_up(total.epsilon)} at delta {scientific(delta)} per {private[0].unit}."
+    )
+    open_ = len(plans) - len(private)
+    return f"{told} {open_} more are NON-PRIVATE and have no limit." if open_ else told
+
+
+def seconds_of(
+    cells: Sequence[Cell], prepared: Mapping[str, Prepared], plans: Mapping[str, PrivacyPlan], threads: int
+) -> dict[str, float]:
+    """Seconds of training that each of ``cells`` takes, by name, with so many threads; each network is timed once."""
+    import torch
+
+    from dpeq.models.registry import build_model
+    from dpeq.training.estimate import estimate_seconds
+    from dpeq.training.prepare import choose_device
+
+    torch.set_num_threads(threads)
+    seconds: dict[str, float] = {}
+    for cell in cells:
+        if cell.model in seconds:
+            continue
+        known, training = prepared[cell.model], cell.config.training
+        model = build_model(known.spec, known.shape[0], len(known.card.classes), seed=0)
+        taken = estimate_seconds(
+            model,
+            known.shape,
+            plans[cell.name],
+            physical_units=training.physical_units,
+            device=choose_device(training.device),
+        )
+        seconds[cell.model] = taken
+    return {cell.name: seconds[cell.model] for cell in cells}
