@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -18,12 +20,16 @@ def check_reports(out: Console, paths: Sequence[Path]) -> None:
     """Verifies each report.json, or that of each run folder; raises :class:`DataError` at the first that is false."""
     with accounting.session("pld"):  # its library loads while this process still imports
         from dpeq.reporting.check import check_report
+        from dpeq.reporting.summary_check import check_summary, is_summary
 
         for path in paths:
-            report = path / "report.json" if path.is_dir() else path
+            report = path
+            if path.is_dir():
+                one = (path / "report.json").is_file() or not (path / "summary.json").is_file()
+                report = path / ("report.json" if one else "summary.json")
             if len(paths) > 1:
                 out.print(f"{report}:", soft_wrap=True)
-            for line in check_report(report):
+            for line in check_summary(report) if is_summary(report) else check_report(report):
                 out.print(f"ok  {line}", soft_wrap=True)
 
 
@@ -43,7 +49,7 @@ def report_runs(
         raise ConfigError("A PDF needs weasyprint, which is not installed; install it: pip install 'dpeq[pdf]'.")
     if data_root is not None and images is None:
         raise ConfigError("--data-root says where images are; give --images as well, or leave it out.")
-    if len(runs) == 1:
+    if len(runs) == 1 and not _inside(runs[0]):
         _one(out, runs[0], companion, folder or runs[0], pdf, images, images_per_patient, data_root)
         return
     for name, given in (
@@ -73,14 +79,60 @@ def _one(
             run, companion=companion, images=images, images_per_patient=images_per_patient, data_root=data_root
         )
         from dpeq.reporting.html import write_report
-    html, _ = write_report(report, folder)
+    with _owner_alone() if images is not None else nullcontext():
+        html, _ = write_report(report, folder)
     out.print(f"Report: {html}", soft_wrap=True)
     if pdf:
         _write_pdf(out, html)
 
 
-def _several(out: Console, runs: Sequence[Path], folder: Path | None, pdf: bool) -> None:
-    raise ConfigError("A report of several runs cannot be written yet; name one run.")
+@contextmanager
+def _owner_alone() -> Iterator[None]:
+    """Files that are made meanwhile can be read by their owner alone: they show people."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _several(out: Console, named: Sequence[Path], folder: Path | None, pdf: bool) -> None:
+    """A folder of runs stands for all of them; what else a shell's ``*`` catches is left out, and said."""
+    runs: list[Path] = []
+    for path in named:
+        if not path.exists():
+            raise ConfigError(f"There is no {path}; name run folders, or a folder of runs.")
+        found = [path] if (path / "ledger.jsonl").is_file() else _inside(path)
+        if not found:
+            out.print(f"Left out: {path} is no run.", style="yellow", soft_wrap=True)
+        runs += found
+    if not runs:
+        raise ConfigError("None of these is a run; name the folders that training wrote.")
+    with accounting.session("pld", "rdp"):  # their libraries load while this process still imports
+        from dpeq.reporting.summary import build_summary
+        from dpeq.reporting.summary_html import write_summary
+
+        target = folder or _common(runs)
+        summary = build_summary(runs, below=target)
+    html, _ = write_summary(summary, target)
+    for sentence in (*summary["conclusions"], *summary["privacy"]["sentences"]):
+        out.print(sentence, soft_wrap=True)
+    out.print(f"Summary: {html}", soft_wrap=True)
+    if pdf:
+        _write_pdf(out, html)
+
+
+def _inside(path: Path) -> list[Path]:
+    """The runs in a folder that is none itself."""
+    if (path / "ledger.jsonl").is_file():
+        return []
+    return sorted(ledger.parent for ledger in path.glob("*/ledger.jsonl"))
+
+
+def _common(runs: Sequence[Path]) -> Path:
+    """The folder of all runs; where they have none in common, this one."""
+    parents = {run.resolve().parent for run in runs}
+    return runs[0].parent if len(parents) == 1 else Path()
 
 
 def _write_pdf(out: Console, html: Path) -> None:
