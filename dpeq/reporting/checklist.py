@@ -252,7 +252,8 @@ def _bottom(report: dict[str, Any]) -> Items:
         ),
         (
             "Access control",
-            f"The run's files were written for their owner alone. {UNKNOWN}who may read them, and the images, today.",
+            "Ledger, settings, scores and weights were written for their owner alone. "
+            f"{UNKNOWN}who may read them, and the images, today.",
             "#decision",
         ),
         ("Security", f"{UNKNOWN}how the machine, its backups and its network are protected.", "#decision"),

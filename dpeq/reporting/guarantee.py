@@ -1,24 +1,13 @@
-"""The guarantee that was really spent, and what it means for somebody who attacks the model.
+"""The guarantee that was really spent, and what it means: in one sentence, and in several for three readers.
 
-Two bounds hold at once for the best test that tells "this unit was in the training set" from "it was not", with false
-alarm rate a and hit rate t:
-
-* (epsilon, delta)-DP: t <= min(e^eps a + delta, 1 - e^-eps (1 - delta - a)); Kairouz, Oh, Viswanath, ICML 2015
-* mu-Gaussian DP: t <= Phi(Phi^-1(a) + mu); Dong, Roth, Su, JRSS-B 2022
-
-so an attacker is held by the smaller of the two (mu dominates the privacy profile wherever its delta is at least 1e-10,
-see :func:`dpeq.privacy.accounting.gdp_mu`; the rates used here lie far inside that range). Their largest advantage
-t - a follows in closed form: (e^eps - 1 + 2 delta) / (e^eps + 1) and Phi(mu/2) - Phi(-mu/2); with even odds beforehand
-the best guess is right with probability (1 + advantage) / 2.
+The sentences for readers are those of :mod:`dpeq.privacy.risk_words`; where there is no privacy they say that nothing
+is limited.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-from scipy.stats import norm
 
 from dpeq.errors import DataError
 from dpeq.privacy.accounting import mu_bound, upper_bound
@@ -27,20 +16,9 @@ from dpeq.privacy.risk import Risk
 from dpeq.privacy.risk_words import clinician, officer, reviewer
 from dpeq.reporting.numbers import round_up, scientific
 
-__all__ = [
-    "FALSE_ALARMS",
-    "Spent",
-    "advantage",
-    "attacker",
-    "hit_rate",
-    "readers",
-    "sampling",
-    "spent",
-    "statement",
-]
+__all__ = ["Spent", "readers", "sampling", "spent", "statement"]
 
 _RECOMPUTED = 1e-3  # relative rounding allowed between a plan's epsilon and its recomputation
-FALSE_ALARMS = (0.001, 0.01, 0.1)  # the rates at which membership attacks are usually reported
 
 
 @dataclass(frozen=True)
@@ -86,41 +64,6 @@ def _recompute(plan: PrivacyPlan) -> None:
             f"The plan states epsilon {plan.epsilon_spent:.3f} but its constants cost {epsilon:.3f} by {name}; restore "
             "the plan that the run was made with."
         )
-
-
-def advantage(epsilon: float, delta: float, mu: float | None) -> float:
-    """Largest hit rate minus false alarm rate of any membership test, in 0..1."""
-    bound = math.tanh(epsilon / 2.0) + 2.0 * delta / (math.exp(min(epsilon, 700.0)) + 1.0)
-    if mu is not None:
-        bound = min(bound, 2.0 * float(norm.cdf(mu / 2.0)) - 1.0)
-    return min(max(bound, 0.0), 1.0)
-
-
-def hit_rate(false_alarms: float, epsilon: float, delta: float, mu: float | None) -> float:
-    """Largest hit rate of any membership test that raises false alarms at the rate ``false_alarms``."""
-    bounds = [1.0, 1.0 - math.exp(-epsilon) * (1.0 - delta - false_alarms)]
-    if epsilon < 700.0:
-        bounds.append(math.exp(epsilon) * false_alarms + delta)
-    if mu is not None:
-        bounds.append(float(norm.cdf(norm.ppf(false_alarms) + mu)))
-    return min(bounds)
-
-
-def attacker(loss: Spent, delta: float) -> dict[str, Any] | None:
-    """The attacker's odds for the report; None when there is no guarantee to compute them from."""
-    if math.isinf(loss.epsilon):
-        return None
-    best = advantage(loss.epsilon, delta, loss.mu)
-    without_mu = advantage(loss.epsilon, delta, None)
-    return {
-        "prior": 0.5,
-        "advantage": best,
-        "best_guess": (1.0 + best) / 2.0,
-        "rests_on": "mu" if best < without_mu else "epsilon",
-        "hit_rates": [
-            {"false_alarms": rate, "hits": hit_rate(rate, loss.epsilon, delta, loss.mu)} for rate in FALSE_ALARMS
-        ],
-    }
 
 
 def statement(plan: PrivacyPlan, loss: Spent) -> str:

@@ -18,7 +18,7 @@ from dpeq.reporting.accountants import compared
 from dpeq.reporting.assumptions import list_assumptions
 from dpeq.reporting.audit import contradiction, read_audit
 from dpeq.reporting.checklist import checklist
-from dpeq.reporting.guarantee import Spent, attacker, readers, sampling, spent, statement
+from dpeq.reporting.guarantee import Spent, readers, sampling, spent, statement
 from dpeq.reporting.risks import group_risk
 from dpeq.reporting.rundir import RunDirectory, read_run
 from dpeq.resources import asset
@@ -162,7 +162,6 @@ def _guarantee(source: RunDirectory, loss: Spent, risk: Risk | None) -> dict[str
         "complete": loss.complete,
         "statement": statement(plan, loss),
         **readers(plan, loss, risk),
-        "attacker": attacker(loss, plan.delta),
     }
 
 

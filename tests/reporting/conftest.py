@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dpeq.evaluation.metrics import evaluate_predictions
+from dpeq.privacy import accounting
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
 
@@ -130,6 +131,13 @@ def run_facts(plan: dict[str, Any]) -> dict[str, Any]:
             },
         },
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _accountants() -> Iterator[None]:
+    """One process answers for all reports of a module; each would start its own otherwise."""
+    with accounting.session():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -60,12 +60,7 @@ def test_no_figure_of_the_guarantee_can_be_changed(report, factor):
     report = copy.deepcopy(report)
     parts = ("guarantee", "risk", "accountants", "epsilon_curve")
     # A hundred points of a curve are refused for the same reason; every fourth will do.
-    paths = [
-        p
-        for part in parts
-        for p in figures(report[part], part)
-        if not (len(p) == 4 and p[2] % 4) and p[1] != "attacker"
-    ]  # type: ignore[operator]
+    paths = [p for part in parts for p in figures(report[part], part) if not (len(p) == 4 and p[2] % 4)]  # type: ignore[operator]
     assert len(paths) > 150
     with accounting.session():
         check_contents(report)
