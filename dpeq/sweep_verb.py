@@ -64,7 +64,10 @@ def sweep(out: Console, err: Console, asked: Asked, *, commands: bool, dry_run: 
     elif only is not None:
         _run_one(out, err, asked, cells, only, folder, reports)
     else:
-        _run_all(out, err, asked, cells, folder, reports, dry_run=dry_run)
+        from dpeq.privacy import accounting
+
+        with accounting.session("pld", "rdp"):  # the forecast and every summary ask them
+            _run_all(out, err, asked, cells, folder, reports, dry_run=dry_run)
 
 
 def _command(asked: Asked, folder: Path, reports: Path, cell: Cell) -> str:

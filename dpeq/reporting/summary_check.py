@@ -70,6 +70,8 @@ def _check_rows(path: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[s
             raise _refusal(path, f"the run {name} is of other data, or of another unit, than the summary")
         if row["steps"] > row["steps_planned"]:
             raise _refusal(path, f"the run {name} took {row['steps']} steps of a plan of {row['steps_planned']}")
+        if row["private"] and row["spent"] > row["epsilon"] * (1 + _SLACK):
+            raise _refusal(path, f"the run {name} spent epsilon {row['spent']:.4f}, more than its {row['epsilon']:g}")
         if row["private"] and row["steps"]:
             truth = upper_bound(row["sample_rate"], row["noise_multiplier"], row["steps"], row["delta"])[0]
             if row["spent"] < truth - _SLACK * max(1.0, truth):

@@ -78,13 +78,13 @@ def main() -> int:
     os.dup2(2, 1)  # what libraries print is no answer
     keep_freed_blocks()
     task = json.loads(sys.stdin.readline())
-    threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
     teller = Teller(answers)
     from dpeq.interruption import GracefulStop
 
     stop = GracefulStop()
     try:
         with stop:
+            threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
             return _run(task, teller, stop)
     except KeyboardInterrupt:
         teller.tell(stopped="Stopped before its first step, or at once.")

@@ -1,0 +1,179 @@
+"""The verb ``sweep``: what it runs, skips, reports and prints."""
+
+import io
+import json
+import shlex
+from hashlib import md5
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from finished_runs import STEPS, cell_config, lay_down, plan_at
+from rich.console import Console
+
+from benchmarks.killable import make_config
+from dpeq import sweep_verb
+from dpeq.config import write_config
+from dpeq.privacy import accounting
+from dpeq.sweep.pool import Ended
+from dpeq.sweep_verb import Asked
+
+EPSILONS = ("8", "inf")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _accountants():
+    """Started once for all tests here."""
+    with accounting.session("pld", "rdp"):
+        yield
+
+
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    """A recipe; plans without an accountant, and cells that are laid down finished instead of trained."""
+    write_config(make_config(tmp_path, steps=STEPS, seed=None), tmp_path / "recipe.yaml")
+    monkeypatch.setattr("dpeq.sweep.forecast.plan_of", lambda config: plan_at(config.privacy.epsilon))
+    return tmp_path
+
+
+def asked(room, **changes):
+    given = {"epsilons": EPSILONS, "models": ("eqresnet9-small",), "seeds": 2, "workers": 2, "out": room / "out"}
+    usual = {"config": str(room / "recipe.yaml"), "overrides": (), "seeded": False, "reports": None, "data_root": None}
+    return Asked(**{**usual, **given, **changes})
+
+
+def go(room, *, commands=False, dry_run=False, only=None, **changes):
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    try:
+        sweep_verb.sweep(
+            Console(file=out, width=120),
+            Console(file=err, width=120),
+            asked(room, **changes),
+            commands=commands,
+            dry_run=dry_run,
+            only=only,
+        )
+    except typer.Exit as left:
+        code = left.exit_code
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """Names of the cells that were asked for; those in ``fails`` fail, all others are finished at once."""
+    ran, fails = [], set()
+
+    def run_cells(cells, *, out, audience, commands, **options):
+        ended = []
+        for cell in cells:
+            ran.append(cell.name)
+            audience.began(cell)
+            if cell.name in fails:
+                ended.append(Ended(cell, 1.0, error="It broke. (log: there)"))
+            else:
+                assert commands(cell).startswith("dpeq train <path> ")
+                lay_down(out, cell.config, auc=0.9 + 0.01 * cell.repetition)
+                ended.append(Ended(cell, 1.0, auc=0.9))
+            audience.ended(ended[-1])
+        return ended
+
+    monkeypatch.setattr("dpeq.sweep.pool.run_cells", run_cells)
+    return ran, fails
+
+
+def test_failures_are_listed_and_the_next_sweep_runs_these_alone(room, pool):
+    ran, fails = pool
+    names = [f"chaos-eqresnet9-small-c4-eps{epsilon}-{k}" for k in (1, 2) for epsilon in EPSILONS]
+    fails.add(names[1])
+    code, out, err = go(room)
+    assert (code, ran) == (1, names)
+    assert f"Failed: {names[1]}: It broke. (log: there)" in err
+    assert "4 cells in " in out
+    assert "2 private cells together spend at most epsilon" in out
+    summary = json.loads((room / "out" / "reports" / "summary.json").read_text())
+    assert sorted(row["run"] for row in summary["runs"]) == sorted(set(names) - {names[1]})
+
+    ran.clear()
+    fails.clear()
+    code, out, err = go(room)
+    assert (code, ran, err) == (0, [names[1]], "")
+    assert "3 done, 0 unfinished, 1 to" in out
+    assert "Two private runs, taken together," in out.replace("\n", " ")
+    summary = json.loads((room / "out" / "reports" / "summary.json").read_text())
+    assert [(cell["epsilon"], cell["n"]) for cell in summary["cells"]] == [(8.0, 2), ("inf", 2)]
+
+    ran.clear()
+    code, out, err = go(room, overrides=("privacy.delta=1e-4",))  # another sweep into the same folder
+    assert (code, ran) == (1, [])
+    assert err.count("privacy.delta 0.001, but this sweep says 0.0001") == 4
+
+
+def test_runs_that_the_grid_does_not_name_count_too(room, pool):
+    lay_down(room / "out", cell_config(room, "before", 1.0), finished=False, steps=2)
+    assert go(room, seeds=1)[0] == 0
+    summary = json.loads((room / "out" / "reports" / "summary.json").read_text())
+    assert (summary["privacy"]["private_runs"], summary["privacy"]["unfinished_private_runs"]) == (2, 1)
+
+
+def test_commands_are_the_grid_and_nothing_else(room, capsys, monkeypatch):
+    code, out, err = go(room, commands=True, seeds=1, overrides=("training.lr=0.25",))
+    assert (code, out, err) == (0, "", "")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    trained = []
+
+    def train_and_report(config, *, runs, resume, **options):
+        trained.append((config.name, config.privacy.epsilon, config.training.lr, resume))
+        lay_down(runs, config)
+
+    monkeypatch.setattr("dpeq.pipeline.train_and_report", train_and_report)
+    monkeypatch.setattr("dpeq.console.summary_table", lambda report: "")
+    from dpeq.cli import app
+
+    for line in (*lines, lines[0]):  # one that is run twice trains once
+        words = shlex.split(line)
+        assert words[:2] == ["dpeq", "sweep"]
+        app(words[1:], standalone_mode=False)
+    names = [f"chaos-eqresnet9-small-c4-eps{epsilon}-1" for epsilon in EPSILONS]
+    assert trained == [(names[0], 8.0, 0.25, None), (names[1], float("inf"), 0.25, None)]
+    code, out, err = go(room, dry_run=True, seeds=1, overrides=("training.lr=0.25",))
+    assert "2 cells in" in out
+    assert "2 done" in out
+
+
+def test_a_dry_run_trains_and_writes_nothing(room, pool):
+    code, out, _ = go(room, dry_run=True)
+    assert (code, pool[0]) == (0, [])
+    assert out.count("new         chaos-eqresnet9-small-c4-eps") == 4
+    assert not (room / "out").exists()
+
+
+def test_a_sweep_for_real_with_a_cell_that_cannot_begin(tmp_path, monkeypatch):
+    """Two steps on made-up images, in a child; the other cell's folder holds what is no run."""
+    rng, arrays = np.random.default_rng(0), {}
+    for split, n in (("train", 32), ("val", 8), ("test", 8)):
+        labels = np.arange(n) % 2
+        pixels = rng.integers(0, 120, (n, 8, 8)) + 120 * labels[:, None, None]
+        arrays |= {f"{split}_images": pixels.astype(np.uint8), f"{split}_labels": labels[:, None].astype(np.uint8)}
+    np.savez(tmp_path / "none.npz", **arrays)
+    config = make_config(tmp_path, steps=2, seed=None)
+    card = tmp_path / "card.yaml"
+    digest = md5((tmp_path / "none.npz").read_bytes(), usedforsecurity=False).hexdigest()
+    card.write_text(card.read_text().replace("0" * 32, digest))
+    write_config(config, tmp_path / "recipe.yaml")
+    spoilt = tmp_path / "out" / "chaos-eqresnet9-small-c4-epsinf-2"
+    spoilt.mkdir(parents=True)
+    (spoilt / "notes.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = go(tmp_path, config="recipe.yaml", models=(), epsilons=("inf",), out=Path("out"), data_root=Path())
+    assert code == 1
+    assert "FAILED  chaos-eqresnet9-small-c4-epsinf-2: " in out
+    assert "holds notes.txt but no ledger" in " ".join(err.split())
+    run = tmp_path / "out" / "chaos-eqresnet9-small-c4-epsinf-1"
+    assert (run / "run.json").is_file()
+    assert json.loads((run / "start.json").read_text())["command"].startswith("dpeq train <path> ")
+    summary = json.loads((tmp_path / "out" / "reports" / "summary.json").read_text())
+    assert summary["runs"][0]["report"] == "chaos-eqresnet9-small-c4-epsinf-1-nonprivate/report.html"
+    assert (tmp_path / "out" / "reports" / summary["runs"][0]["report"]).is_file()
