@@ -81,9 +81,9 @@ def _one(
         from dpeq.reporting.html import write_report
     with _owner_alone() if images is not None else nullcontext():
         html, _ = write_report(report, folder)
-    out.print(f"Report: {html}", soft_wrap=True)
-    if pdf:
-        _write_pdf(out, html)
+        out.print(f"Report: {html}", soft_wrap=True)
+        if pdf:
+            _write_pdf(out, html)
 
 
 @contextmanager

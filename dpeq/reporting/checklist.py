@@ -202,7 +202,7 @@ def _middle(report: dict[str, Any]) -> Items:
     return [
         ("Algorithms and their correctness", correct, "#provenance"),
         ("Utility", _utility(report), "#performance"),
-        ("Bias", _bias(report["utility"]), "#performance"),
+        ("Bias", _bias(report["utility"]), "#subgroups" if report["utility"].get("subgroups") else "#performance"),
         ("Side channels", channels, "#limits"),
         (
             "Trust model",

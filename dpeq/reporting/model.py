@@ -12,7 +12,7 @@ import jsonschema
 from dpeq import __version__
 from dpeq.errors import DataError
 from dpeq.privacy import accounting
-from dpeq.privacy.accounting import epsilon_curve
+from dpeq.privacy.remembered import remembered_curve
 from dpeq.privacy.risk import Risk, assess
 from dpeq.reporting.accountants import compared
 from dpeq.reporting.assumptions import list_assumptions
@@ -26,7 +26,6 @@ from dpeq.resources import asset
 __all__ = ["SCHEMA_VERSION", "build_report", "validate"]
 
 SCHEMA_VERSION = "2.0"
-_CURVE_POINTS = 25
 
 
 def build_report(
@@ -93,7 +92,7 @@ def _report(
             images_per_patient=images_per_patient,
             images=images is not None,
         ),
-        "epsilon_curve": [[step, eps] for step, eps in epsilon_curve(plan, _CURVE_POINTS)] if plan.private else [],
+        "epsilon_curve": [[step, eps] for step, eps in remembered_curve(plan)] if plan.private else [],
         "resources": {
             "seconds": run["seconds"],
             "peak_memory_mib": run.get("peak_memory_mib"),

@@ -4,11 +4,16 @@ import copy
 import json
 from dataclasses import fields
 from itertools import pairwise
+from pathlib import Path
 
 import jsonschema
 import pytest
 
 from dpeq.errors import DataError
+from dpeq.privacy import accounting
+from dpeq.privacy.plan import PrivacyPlan
+from dpeq.privacy.risk import assess
+from dpeq.privacy.risk_words import officer
 from dpeq.reporting.model import build_report, validate
 from dpeq.resources import asset
 from dpeq.training.loop import PrivateRecord
@@ -36,6 +41,104 @@ def test_contract_fields_carry_the_runs_numbers(report, private_run):
     assert report["companion"]["utility"]["accuracy"]["value"] > report["utility"]["accuracy"]["value"]
     assert report["companion"]["private"] is False
     assert report["companion"]["same_network"] is True
+
+
+def test_every_accountant_answers_for_the_steps_that_were_spent(report, make_run, private_run):
+    plan = json.loads((private_run / "plan.json").read_text())["epsilon"]
+    said = report["accountants"]
+    assert said["missing"] == {}
+    assert {name: said["epsilon"][name] for name in plan} == pytest.approx(plan)
+    assert said["epsilon"]["opacus_prv"] == pytest.approx(plan["prv_upper"], rel=1e-3)
+    assert said["gap"] == pytest.approx(plan["pld"] - plan["prv_lower"])
+    half = build_report(make_run(steps=150))["accountants"]["epsilon"]
+    assert half.keys() == said["epsilon"].keys()
+    assert all(half[name] < said["epsilon"][name] for name in half)
+
+
+def test_accountants_that_contradict_each_other_make_no_report(private_run, monkeypatch):
+    lie = accounting.Comparison({"pld": 7.99, "prv_lower": 8.1, "rdp": 9.0}, {})
+    monkeypatch.setattr("dpeq.reporting.accountants.remembered_comparison", lambda *numbers: lie)
+    with pytest.raises(accounting.AccountingError, match="contradict each other"):
+        build_report(private_run)
+
+
+def test_an_accountant_without_an_answer_is_named_with_its_reason_and_asked_again(private_run, monkeypatch, tmp_path):
+    monkeypatch.setenv("DPEQ_CACHE", str(tmp_path))
+    asked = []
+
+    def compare(*numbers, opacus):
+        asked.append(numbers)
+        return accounting.Comparison({"pld": 7.9976, "rdp": 8.8}, {"prv": "it broke", "opacus_prv": "too slow"})
+
+    monkeypatch.setattr(accounting, "compare", compare)
+    for _ in range(2):
+        said = build_report(private_run)["accountants"]
+        assert said == {
+            "epsilon": {"pld": 7.9976, "rdp": 8.8},
+            "missing": {"prv": "it broke", "opacus_prv": "too slow"},
+            "gap": None,
+        }
+    assert len(asked) == 2  # silence is not remembered
+
+
+def test_without_noise_or_steps_there_is_nothing_to_compare(open_report, make_run):
+    nothing = {"epsilon": {}, "missing": {}, "gap": None}
+    still = build_report(make_run(steps=0))
+    assert open_report["accountants"] == still["accountants"] == nothing
+    assert open_report["risk"] is None
+    assert still["risk"]["advantage"] == 0.0
+    assert still["guarantee"]["epsilon"] == 0.0
+    assert still["guarantee"]["officer"][0].startswith("No step was taken")
+
+
+def test_risk_and_sentences_are_those_of_the_plan(report, private_run):
+    risk = assess(PrivacyPlan.read(private_run / "plan.json"))
+    assert report["risk"] == json.loads(json.dumps(risk.to_dict()))
+    assert report["guarantee"]["officer"] == list(officer(risk))
+    assert report["guarantee"]["mu"] == report["risk"]["mu"]
+
+
+def test_images_come_only_when_asked_for_and_are_pointed_out(private_run, monkeypatch):
+    item = {"png": "iVBORw0KGgo=", "truth": "normal", "answer": "normal", "probability": 0.9, "correct": True}
+    asked = []
+
+    def pictures(run, count, *, data_root):
+        asked.append((run, count, data_root))
+        return {"consent": "asked for", "items": [item] * count}
+
+    monkeypatch.setattr("dpeq.reporting.images.evaluation_images", pictures)
+    plain, shown = build_report(private_run), build_report(private_run, images=2, data_root=Path("data"))
+    assert asked == [(private_run, 2, Path("data"))]
+    assert plain["images"] is None
+    assert shown["images"] == {"consent": "asked for", "items": [item, item]}
+    assert titles(shown) - titles(plain) == {"Images of people are shown"}
+
+
+def test_symmetry_and_energy_are_passed_on(make_run, report):
+    assert report["symmetry"]["worst_error"] == 1.2e-6
+    assert report["resources"]["energy"] is None
+    energy = {"kwh": 0.012, "basis": "counters of the processor"}
+    assert build_report(make_run(energy=energy))["resources"]["energy"] == energy
+
+
+def test_scores_of_an_older_version_are_refused_with_the_mend(make_run):
+    metrics = json.loads((make_run() / "metrics.json").read_text())
+    del metrics["val"]["ece"]
+    with pytest.raises(DataError, match=r"lacks scores of its val split.*run 'dpeq evaluate"):
+        build_report(make_run(metrics=metrics))
+
+
+def test_fairness_speaks_of_the_groups_that_are_shown(make_run, report):
+    def text(one):
+        return next(entry["text"] for entry in one["assumptions"] if entry["title"] == "Fairness between groups")
+
+    assert "does not break scores down" in text(report)
+    metrics = json.loads((make_run() / "metrics.json").read_text())
+    group = dict.fromkeys(("auc", "accuracy", "balanced_accuracy", "average_precision"), metrics["test"]["accuracy"])
+    group |= {"value": "F", "n": 624, "patients": 300, "sensitivity": None, "specificity": None}
+    entry = {"attribute": "sex", "attribute_title": "Sex", "groups": [group], "withheld": 0, "note": ""}
+    metrics["test"]["subgroups"] = [entry]
+    assert "broken down by Sex" in text(build_report(make_run(metrics=metrics)))
 
 
 def test_curve_starts_at_nothing_and_ends_at_the_guarantee(report):

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dpeq.errors import ConfigError, DataError
+from dpeq.privacy.accounting import upper_bound
+from dpeq.privacy.plan import PrivacyPlan
+from dpeq.privacy.risk import assess, assess_epsilon
+from dpeq.reporting.audit import contradiction, read_audit
+from dpeq.reporting.model import build_report
+from dpeq.reporting.risks import group_risk, risk_from_dict
+
+AUDIT = {"method": "one run", "epsilon_lower": 2.5, "confidence": 0.95, "delta": 1e-4, "details": {"canaries": 1000}}
+
+
+def titles(report):
+    return [entry["title"] for entry in report["assumptions"] if entry["kind"] == "attention"]
+
+
+def test_an_audit_beside_the_run_is_in_its_report(make_run):
+    run = make_run()
+    (run / "audit.json").write_text(json.dumps(AUDIT))
+    report = build_report(run)
+    assert report["audit"] == AUDIT
+    assert titles(report) == []
+
+
+def test_an_audit_above_the_guarantee_is_the_first_thing_said(make_run):
+    run = make_run(warnings=["2 files were skipped"])
+    (run / "audit.json").write_text(json.dumps(AUDIT | {"epsilon_lower": 9.0}))
+    report = build_report(run)
+    assert titles(report)[0] == "THE GUARANTEE IS FALSE"
+    text = report["assumptions"][0]["text"]
+    assert "at least 9 with confidence 0.95, where the guarantee allows 7.998 at delta 0.0001" in text
+    assert "Do not release this model" in text
+
+
+def test_an_audit_contradicts_a_guarantee_at_its_own_delta(private_run):
+    plan = PrivacyPlan.read(private_run / "plan.json")
+    small, _, _ = upper_bound(plan.sample_rate, plan.noise_multiplier, plan.steps, 1e-6)
+
+    def contradicts(lower, delta, steps=plan.steps, epsilon=plan.epsilon_spent):
+        return contradiction(AUDIT | {"epsilon_lower": lower, "delta": delta}, plan, steps, epsilon) is not None
+
+    assert small > plan.epsilon_spent
+    assert contradicts(small + 0.01, 1e-6)
+    assert not contradicts(small - 0.01, 1e-6)
+    assert contradicts(plan.epsilon_spent + 0.01, 1e-2)  # the guarantee holds at every larger delta, too
+    assert not contradicts(plan.epsilon_spent, 1e-4)
+    assert contradicts(0.01, 1e-6, steps=0, epsilon=0.0)
+    assert contradiction(None, plan, plan.steps, plan.epsilon_spent) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epsilon_lower": -1.0},
+        {"epsilon_lower": float("inf")},
+        {"epsilon_lower": "2"},
+        {"confidence": 1.0},
+        {"delta": 0.0},
+        {"method": ""},
+        {"details": None},
+        {"more": 1},
+    ],
+)
+def test_an_audit_that_is_none_is_refused(tmp_path, change):
+    assert read_audit(tmp_path) is None
+    (tmp_path / "audit.json").write_text(json.dumps(AUDIT | change))
+    with pytest.raises(DataError, match=r"audit\.json"):
+        read_audit(tmp_path)
+    (tmp_path / "audit.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_audit(tmp_path)
+
+
+def test_a_risk_comes_back_from_a_report_bit_for_bit(private_run):
+    plan = PrivacyPlan.read(private_run / "plan.json")
+    unbounded = assess_epsilon(1000.0, 1e-5, "image", note="Nothing better was to be had.")
+    for risk in (assess(plan), assess(plan, 100), assess(plan, 0), unbounded):
+        assert risk_from_dict(json.loads(json.dumps(risk.to_dict()))) == risk
+    with pytest.raises(DataError, match="none that dpeq writes"):
+        risk_from_dict({"epsilon": 1.0})
+
+
+def test_a_group_of_images_is_asked_for_where_it_means_something(image_run, private_run, open_run):
+    images, patients, open_plan = (PrivacyPlan.read(run / "plan.json") for run in (image_run, private_run, open_run))
+    one, three = assess(images), group_risk(images, 400, 3)
+    assert (three.group, three.unit) == (3, "image")
+    assert three.advantage > one.advantage
+    assert group_risk(images, 400, 1) == one
+    assert group_risk(patients, 400, None) is None
+    for plan, count, reason in (
+        (patients, 3, "protects whole patients"),
+        (PrivacyPlan.from_dict(open_plan.to_dict() | {"unit": "image"}), 3, "not private"),
+        (images, 0, "most images"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            group_risk(plan, 400, count)
+
+
+def test_the_report_of_images_states_the_patients_risk_and_says_where(image_run):
+    alone, grouped = build_report(image_run), build_report(image_run, images_per_patient=3)
+    assert alone["group_risk"] is None
+    assert grouped["group_risk"]["group"] == 3
+    assert grouped["risk"] == alone["risk"]
+    texts = [next(e["text"] for e in r["assumptions"] if e["title"].startswith("One image")) for r in (alone, grouped)]
+    assert "--images-per-patient K" in texts[0]
+    assert "What holds for 3 images of one patient is stated" in texts[1]
