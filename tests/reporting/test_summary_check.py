@@ -1,0 +1,158 @@
+"""A summary that was changed is refused, wherever it was changed."""
+
+import copy
+import json
+import math
+import shutil
+
+import pytest
+from finished_runs import cell_config, lay_down
+from rich.console import Console
+
+from dpeq.errors import ConfigError, DataError
+from dpeq.privacy import accounting
+from dpeq.privacy.ledger import Ledger
+from dpeq.privacy.plan import PrivacyPlan
+from dpeq.report_verb import check_reports, report_runs
+from dpeq.reporting.summary import build_summary
+from dpeq.reporting.summary_check import check_summary
+from dpeq.reporting.summary_html import write_summary
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _accountants():
+    """Started once for all tests here."""
+    with accounting.session("pld", "rdp"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    room = tmp_path_factory.mktemp("runs")
+    cells = [(8.0, 0.91), (8.0, 0.92), (math.inf, 0.95), (math.inf, 0.96)]
+    folders = [lay_down(room, cell_config(room, f"x-{k}", epsilon), auc=auc) for k, (epsilon, auc) in enumerate(cells)]
+    folders.append(lay_down(room, cell_config(room, "x-unfinished", 1.0), finished=False, steps=2))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def summary(runs):
+    return build_summary(runs)
+
+
+def written(folder, summary):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "summary.json"
+    path.write_text(json.dumps(summary))
+    return path
+
+
+def test_a_true_summary_passes_with_and_without_its_runs(tmp_path, runs, summary):
+    alone = check_summary(written(tmp_path, summary))
+    assert len(alone) == 5
+    assert alone[-1].startswith("The run folders are not at hand")
+    for folder in (runs[0].parent, runs[0].parent / "reports"):
+        beside = check_summary(written(folder, summary))
+        assert beside[-1].startswith(f"The runs in {runs[0].parent} say the same")
+        (folder / "summary.json").unlink()
+    assert "leaves out" not in beside[-1]
+    fewer = build_summary(runs[:3])
+    assert "lie 2 runs that it leaves out" in check_summary(written(tmp_path, fewer), runs=runs[0].parent)[-1]
+
+
+def at(summary, *place):
+    for key in place:
+        summary = summary[key]
+    return summary
+
+
+FORGERIES = {
+    "a smaller total": (("privacy", "epsilon"), lambda value: value * 0.9, "total epsilon .* is below"),
+    "a smaller Renyi total": (("privacy", "rdp"), lambda value: value * 0.9, "total rdp .* is below"),
+    "no total": (("privacy", "epsilon"), lambda value: None, "total epsilon None is below"),
+    "a larger delta": (("privacy", "delta"), lambda value: 0.01, "stated at delta 0.01"),
+    "another sentence on privacy": (("privacy", "sentences", 0), lambda text: text + " Safe!", "privacy/sentences/0"),
+    "fewer runs without privacy": (("privacy", "open_runs"), lambda value: 0, "privacy/open_runs"),
+    "a better mean": (("cells", 0, "scores", "auc", "mean"), lambda value: value + 0.01, "cells/0/scores/auc/mean"),
+    "a narrower interval": (("cells", 0, "scores", "auc", "low"), lambda value: value + 0.01, "cells/0/scores/auc/low"),
+    "a smaller cost": (("prices", 0, "cost", "mean"), lambda value: 0.0, "prices/0/cost/mean"),
+    "a kinder conclusion": (("conclusions", 0), lambda text: "Privacy costs nothing.", "conclusions/0"),
+    "more repetitions": (("cells", 0, "n"), lambda value: 3, "cells/0/n"),
+    "another majority class": (("majority", "accuracy"), lambda value: 0.5, "majority/accuracy"),
+    "less spent": (("runs", 1, "spent"), lambda value: value / 2, "run x-0 states epsilon"),
+    "spent under another target": (("runs", 1, "epsilon"), lambda value: 1.0, "more than its 1"),
+    "more noise": (("runs", 0, "noise_multiplier"), lambda value: 5.0, "privacy/epsilon|does not follow"),
+    "fewer steps": (("runs", 0, "steps"), lambda value: 9, "took 9 steps of a plan of 4"),
+    "private without noise": (("runs", 3, "private"), lambda value: True, "private by some of its fields"),
+    "other data": (("runs", 0, "data_sha256"), lambda value: "0" * 64, "of other data"),
+    "a field that is none": (("level",), lambda value: 0.99, "breaks its schema at level"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_summary_is_refused(tmp_path, runs, summary, name):
+    place, change, sentence = FORGERIES[name]
+    forged = copy.deepcopy(summary)
+    at(forged, *place[:-1])[place[-1]] = change(at(forged, *place))
+    path = written(tmp_path, forged)
+    if name == "more noise":  # consistent in itself, so long as nobody looks at the run
+        with pytest.raises(DataError, match="noise_multiplier is not what lies in"):
+            check_summary(path, runs=runs[0].parent)
+        return
+    with pytest.raises(DataError, match=sentence):
+        check_summary(path)
+
+
+def test_scores_that_were_changed_everywhere_differ_from_the_runs(tmp_path, runs, summary):
+    forged = copy.deepcopy(summary)
+    forged["runs"][1]["scores"]["balanced_accuracy"]["value"] += 0.01
+    from dpeq.reporting.summary import derived
+
+    forged = json.loads(json.dumps({**forged, **derived(forged["runs"])}))
+    path = written(tmp_path, forged)
+    check_summary(path)  # says that the scores are as stated
+    with pytest.raises(DataError, match="x-0/scores/balanced_accuracy/value is not what lies in"):
+        check_summary(path, runs=runs[0].parent)
+
+
+def test_a_run_that_went_on_makes_its_summary_old(tmp_path, runs, summary):
+    room = tmp_path / "runs"
+    shutil.copytree(runs[0].parent, room)
+    plan = PrivacyPlan.read(room / "x-unfinished" / "plan.json")
+    with Ledger.open(room / "x-unfinished" / "ledger.jsonl", plan) as ledger:
+        ledger.spend(3)
+    with pytest.raises(DataError, match=r"x-unfinished/ledger_head is not what .*build it again"):
+        check_summary(written(tmp_path, summary), runs=room)
+
+
+def test_the_verb_writes_a_summary_and_checks_it(tmp_path, runs, capsys):
+    room = tmp_path / "runs"
+    shutil.copytree(runs[0].parent, room)
+    (room / "x-0.log").touch()
+    (room / "reports").mkdir(exist_ok=True)
+    out = Console(width=200, markup=False, highlight=False)
+    options = {"companion": None, "images": None, "images_per_patient": None, "data_root": None, "pdf": False}
+    report_runs(out, sorted(room.glob("*")), folder=room / "reports", **options)
+    told = capsys.readouterr().out
+    assert f"Left out: {room / 'x-0.log'} is no run." in told
+    assert f"Summary: {room / 'reports' / 'summary.html'}" in told
+    report_runs(out, [room], folder=None, **options)  # all runs of a folder, summarised beside them
+    assert (room / "summary.json").read_bytes() == (room / "reports" / "summary.json").read_bytes()
+    check_reports(out, [room, room / "reports" / "summary.json"])
+    assert capsys.readouterr().out.count("ok  The runs in") == 2
+    with pytest.raises(ConfigError, match="There is no"):
+        report_runs(out, [room, tmp_path / "mistyped"], folder=None, **options)
+    with pytest.raises(ConfigError, match="None of these is a run"):
+        report_runs(out, [room / "x-0.log", room / "reports"], folder=None, **options)
+
+
+def test_what_is_no_summary(tmp_path):
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read as a summary"):
+        check_summary(tmp_path / "summary.json")
+
+
+def test_a_summary_that_breaks_its_schema_is_not_written(tmp_path, summary):
+    with pytest.raises(DataError, match="breaks its schema at top level"):
+        write_summary({**summary, "extra": 1}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
