@@ -230,3 +230,10 @@ def full_report(report: dict[str, Any]) -> dict[str, Any]:
         "resources": report["resources"] | {"energy": {"kwh": 0.0123, "basis": "a rule of thumb; not measured"}},
     }
     return json.loads(json.dumps(full))
+
+
+@pytest.fixture(scope="session")
+def full_page(full_report: dict[str, Any]) -> str:
+    from dpeq.reporting.html import render_html
+
+    return render_html(full_report)

@@ -47,8 +47,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def text(full_report):
-    return render_html(full_report)
+def text(full_page):
+    return full_page
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,43 @@
+"""A report's page as a PDF: tagged for screen readers (PDF/UA-1), the same bytes for the same page, and no network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dpeq.errors import ConfigError, DataError
+
+__all__ = ["write_pdf"]
+
+
+def write_pdf(html_path: Path) -> Path:
+    """Writes the page ``html_path`` as a PDF of the same name beside it, whole or not at all; returns its path.
+
+    The page must bring everything along: an address in it that is not ``data:`` raises :class:`DataError`. Raises
+    :class:`ConfigError` when weasyprint, or a library of the system that it needs, is missing.
+    """
+    try:
+        from weasyprint import HTML
+        from weasyprint.urls import FatalURLFetchingError, URLFetcher
+    except (ImportError, OSError) as error:  # OSError: weasyprint is there, Pango is not
+        raise ConfigError(
+            f"A PDF needs weasyprint and Pango ({error}); install them: pip install 'dpeq[pdf]', and "
+            "'apt-get install libpango-1.0-0 libpangoft2-1.0-0' or what your system calls them."
+        ) from error
+    fetcher = URLFetcher(allowed_protocols=("data",), allow_redirects=False, fail_on_errors=True)
+    try:
+        page = HTML(string=html_path.read_text(encoding="utf-8"), url_fetcher=fetcher)
+        data = page.write_pdf(pdf_variant="pdf/ua-1")
+    except FatalURLFetchingError as error:
+        raise DataError(
+            f"The page {html_path} asks for something outside of itself ({error}); write it again with 'dpeq report'."
+        ) from error
+    path = html_path.with_suffix(".pdf")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
