@@ -180,3 +180,15 @@ def test_few_images_of_many_are_taken_and_fewer_for_a_large_group():
     assert (first[0], first[-1]) == (0.0, 599.0)
     assert len(first.unique()) == MOST_IMAGES
     assert measure_symmetry(Counting(), x, "Oh", device=CPU)["images"] == 2048 // 48
+
+
+def test_a_network_in_training_is_measured_as_it_is_used():
+    """Dropout would change the logits by itself."""
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), Mean()).train()
+    out = measure_symmetry(model, images(1, 4, 4), "D4", device=CPU)
+    assert out["worst_error"] < 1e-4
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return torch.stack([x.mean(1), -x.mean(1)], dim=1)
