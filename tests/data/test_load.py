@@ -141,8 +141,8 @@ def test_groups_and_patients_follow_the_images(card, archive, unit):
         records = [r for r in index.split(name) for _ in range(6)]
         patients = splits[name].patients
         assert patients is not None
-        for number in range(int(patients.max()) + 1):
-            assert len({r.patient for r, p in zip(records, patients, strict=True) if p == number}) == 1
+        pairs = set(zip((r.patient for r in records), patients.tolist(), strict=True))
+        assert len(pairs) == len({r.patient for r in records}) == int(patients.max()) + 1
         if name == "train":
             assert splits[name].groups is None
             continue

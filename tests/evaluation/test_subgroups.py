@@ -77,6 +77,17 @@ def test_several_classes_have_means_and_no_sensitivity():
         assert group["sensitivity"] is group["specificity"] is None
 
 
+def test_means_over_classes_are_of_groups_that_have_them_all():
+    """Over other classes they would be other scores, and nothing to compare."""
+    proba, labels = predictions(90, k=3)
+    order = np.argsort(labels == 2, kind="stable")  # the first 60 cases lack class 2
+    values = ["female"] * 50 + ["male"] * 40
+    (entry,) = subgroup_scores(proba[order], labels[order], ("a", "b", "c"), {"sex": values}, n_bootstrap=20)
+    assert [group["auc"] is None for group in entry["groups"]] == [True, False]
+    assert entry["groups"][0]["balanced_accuracy"] is entry["groups"][0]["average_precision"] is None
+    assert "The largest difference in accuracy is between" in entry["note"]
+
+
 def test_what_a_group_of_one_class_cannot_have_is_none():
     proba, labels = predictions(60, seed=1)
     order = np.argsort(labels, kind="stable")  # 30 cases of class 0, then of class 1
@@ -90,12 +101,12 @@ def test_what_a_group_of_one_class_cannot_have_is_none():
 
 
 def test_attributes_and_groups_come_in_their_order_and_unknown_attributes_not_at_all():
-    site = [f"site {1 + n % 3 * 9}" for n in range(90)]
+    site = [f"site {2 + n % 3 * 4}" for n in range(90)]
     age = [("90+", "0-9", "10-19")[n % 3] for n in range(90)]
     found = scores({"device": [""] * 90, "age": age, "site": site})
     assert [entry["attribute"] for entry in found] == ["age", "site"]
     assert [group["value"] for group in found[0]["groups"]] == ["0-9", "10-19", "90+"]
-    assert [group["value"] for group in found[1]["groups"]] == ["site 1", "site 10", "site 19"]
+    assert [group["value"] for group in found[1]["groups"]] == ["site 2", "site 6", "site 10"]
     assert scores({"device": [""] * 90}) == []
 
 

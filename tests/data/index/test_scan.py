@@ -113,7 +113,7 @@ def test_the_version_of_the_readers_is_that_of_their_code(monkeypatch):
     before = reader_version()
     assert before == reader_version()
     read_bytes = Path.read_bytes
-    for name in ("nifti.py", "deid.py", "check.py", "verify.py"):
+    for name in ("nifti.py", "attributes.py", "deid.py", "check.py", "verify.py"):
         monkeypatch.setattr(Path, "read_bytes", lambda path, name=name: read_bytes(path) + b"#" * (path.name == name))
         assert reader_version() != before
 
