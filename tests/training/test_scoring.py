@@ -29,14 +29,17 @@ from dpeq.training.scoring import load_weights, rescore
 STEPS = 2
 
 
-def write_images(folder: Path, seed: int) -> None:
-    """A file of the MedMNIST layout."""
-    rng = np.random.default_rng(seed)
+def write_images(folder: Path, touched: str | None = None) -> None:
+    """A file of the MedMNIST layout; one pixel of the ``touched`` array differs, or one label."""
+    rng = np.random.default_rng(0)
     arrays = {}
     for split, n in (("train", UNITS), ("val", 10), ("test", 14)):
         labels = np.arange(n) % 2
         pixels = rng.integers(0, 200, (n, 8, 8)) + 55 * labels[:, None, None]
         arrays |= {f"{split}_images": pixels.astype(np.uint8), f"{split}_labels": labels[:, None].astype(np.uint8)}
+    if touched is not None:
+        first = arrays[touched].flat
+        first[0] = 1 - first[0] if "labels" in touched else first[0] ^ 1
     folder.mkdir(exist_ok=True)
     np.savez(folder / "none.npz", **arrays)
 
@@ -45,7 +48,7 @@ def write_images(folder: Path, seed: int) -> None:
 def finished(tmp_path_factory) -> Path:
     """A run of two steps, without noise, on a data file."""
     room = tmp_path_factory.mktemp("scored")
-    write_images(room / "data", 0)
+    write_images(room / "data")
     values = make_config(room, steps=STEPS, seed=1).model_dump()
     card = yaml.safe_load((room / "card.yaml").read_text())
     card |= {
@@ -123,9 +126,10 @@ def test_the_weights_are_those_that_the_configuration_names(copy):
     assert rescore(copy)["test"] == raw["test"]
 
 
-def test_other_data_is_refused_and_the_scores_stay(copy, finished, tmp_path):
+@pytest.mark.parametrize("touched", ["train_images", "val_images", "test_images", "test_labels"])
+def test_other_data_is_refused_and_the_scores_stay(copy, finished, tmp_path, touched):
     """Other images under the same card: its md5 is changed along, as whoever edits a card can."""
-    write_images(tmp_path / "other", 1)
+    write_images(tmp_path / "other", touched)
     config = yaml.safe_load((copy / "config.yaml").read_text())
     card = yaml.safe_load(Path(config["data"]["card"]).read_text())
     card["md5"] = md5((tmp_path / "other" / "none.npz").read_bytes(), usedforsecurity=False).hexdigest()
