@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from dpeq.reporting import numbers
 from dpeq.reporting.model import validate
@@ -58,12 +60,19 @@ def _environment() -> Environment:
     environment.filters.update(
         up=numbers.round_up,
         sci=numbers.scientific,
+        raised=_raised,
         one_in=numbers.one_in,
         pct=numbers.percent,
         pct_up=numbers.percent_up,
         show=numbers.show,
     )
     return environment
+
+
+def _raised(text: str) -> Markup:
+    """Powers of ten as markup: large figures in a serif face have no raised digits of their own."""
+    plain = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "−0123456789")
+    return Markup(re.sub("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda power: f"<sup>{power[0].translate(plain)}</sup>", escape(text)))
 
 
 def write_text(path: Path, text: str) -> None:

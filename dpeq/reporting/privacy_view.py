@@ -67,7 +67,7 @@ def _mechanism(plan: dict[str, Any]) -> Rows:
     unit = plan["unit"]
     return [
         ("Sampling", plan["sampling"].capitalize(), f"each {unit} enters each step independently"),
-        ("Sampling rate q", numbers.signal(plan["sample_rate"]), f"chance of a {unit} to enter one step"),
+        ("Sampling rate q", numbers.signal(plan["sample_rate"]), f"chance of one {unit} to enter one step"),
         ("Steps T", numbers.show(plan["steps"]), "updates of the model that the plan allows"),
         (
             "Clipping norm C",

@@ -8,7 +8,20 @@ from typing import Any, Literal
 
 from matplotlib.patches import Rectangle
 
-from dpeq.reporting.figure import BLUE, CURVES, FAINT, GREY, INK, VERMILLION, finish, fit, new_figure, pointed, style
+from dpeq.reporting.figure import (
+    BLUE,
+    CURVES,
+    FAINT,
+    GREY,
+    INK,
+    MARKERS,
+    VERMILLION,
+    finish,
+    fit,
+    new_figure,
+    pointed,
+    style,
+)
 
 __all__ = [
     "Series",
@@ -21,6 +34,7 @@ __all__ = [
 ]
 
 Interval = Mapping[str, Any]
+_FEW = 10  # cases in a bin of the calibration; fewer are drawn hollow
 _LABEL = 16  # characters of a class name that fit beside an axis
 
 
@@ -148,10 +162,10 @@ def calibration_plot(bins: Sequence[Mapping[str, Any]], of: str) -> str:
         for row in bins:
             if row["observed"]["high"] > row["observed"]["low"]:
                 axes.plot([row["predicted"]] * 2, [row["observed"]["low"], row["observed"]["high"]], color=BLUE, lw=1.4)
-        predicted = [row["predicted"] for row in bins]
-        axes.plot(
-            predicted, [row["observed"]["value"] for row in bins], "o-", color=BLUE, ms=5, lw=1.2, label="observed"
-        )
+        for row in bins:
+            face = BLUE if row["n"] >= _FEW else "white"
+            axes.plot(row["predicted"], row["observed"]["value"], "o", color=BLUE, ms=5.5, markerfacecolor=face)
+        axes.plot([], [], "o", color=BLUE, label="observed")
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="observed share")
         axes.legend(loc="upper left")
         for row in bins:
@@ -217,8 +231,19 @@ def _height(curves: Sequence[object]) -> float:
 
 
 def _line(i: int) -> dict[str, Any]:
+    """Colour, dashes and, from the sixth curve on, a marker: no two of 30 curves differ by colour alone."""
     colour, dashes = CURVES[i % len(CURVES)]
-    return {"color": colour, "linestyle": dashes, "linewidth": 2.0 if i < len(CURVES) else 1.1}
+    if i < len(CURVES):
+        return {"color": colour, "linestyle": dashes, "linewidth": 2.0}
+    marker = MARKERS[(i // len(CURVES) - 1) % len(MARKERS)]
+    return {
+        "color": colour,
+        "linestyle": dashes,
+        "linewidth": 1.1,
+        "marker": marker,
+        "markersize": 3.5,
+        "markevery": 0.2,
+    }
 
 
 def _shade(share: float) -> tuple[tuple[float, float, float], str]:

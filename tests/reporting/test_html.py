@@ -14,6 +14,7 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from dpeq.evaluation.metrics import evaluate_predictions
+from dpeq.reporting import privacy_plots, utility_plots
 from dpeq.reporting.figure import BLUE, GREY, INK, VERMILLION
 from dpeq.reporting.html import page as render_page
 from dpeq.reporting.html import render_html, write_report
@@ -276,3 +277,25 @@ def test_text_has_enough_contrast():
 def test_a_value_that_a_template_lacks_is_an_error():
     with pytest.raises(UndefinedError):
         render_page("report.html.j2", report={})
+
+
+def test_no_two_curves_differ_by_colour_alone():
+    def grey(style):
+        return str(style["linestyle"]), style.get("marker")
+
+    assert len({grey(utility_plots._line(i)) for i in range(30)}) == 30
+    assert len({(marker, dashes) for marker, _, dashes in utility_plots._ROLES.values()}) == 3
+
+
+def test_figures_say_what_they_show():
+    """Descriptions hold the figures' numbers, limits rounded up: by hand for (epsilon, delta) = (1, 0)."""
+    curve = [(10.0**-k, 1.0 - 2 * 10.0**-k) for k in (5, 4, 3, 2, 1)] + [(1.0, 0.0)]
+    drawn = privacy_plots.trade_off_plot(curve, 1.0, 0.0)
+    assert (
+        "at 1 % false alarms at most 2.0\N{NO-BREAK SPACE}% hits, from epsilon and delta alone 2.8" in drawn
+    )  # e / 100
+    drawn = privacy_plots.profile_plot([(0.0, 0.5), (2.0, 1e-3), (4.0, 1e-6), (9.0, 1e-12)], (2.0, 1e-3))
+    assert "epsilon 4.00" in drawn
+    assert "epsilon 9.00" not in drawn  # below the axis
+    drawn = privacy_plots.accountant_plot([("A", {"lower": 1.0014, "upper": 1.0021})], 1.0021)
+    assert "A: lower 1.001, upper 1.003. The quoted epsilon is 1.01." in drawn
