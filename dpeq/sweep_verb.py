@@ -134,11 +134,12 @@ def _run_all(
     # Networks that do not fit are refused, and what speaks against one is said, before any budget is spent.
     prepared = {model: prepare(config) for model, config in {cell.model: cell.config for cell in cells}.items()}
     states, refused = _states(cells, folder)
-    todo = [cell for cell in cells if states.get(cell.name) in ("new", "unfinished")]
+    todo = [cell for cell in cells if states.get(cell.name, "done") != "done"]
     counts = Counter(states.values())
+    begun = counts["unfinished"] + counts["unreported"]
     out.print(
-        f"{len(cells)} cells in {folder}: {counts['done']} done, {counts['unfinished']} unfinished, {counts['new']} to "
-        f"begin; {workers} at a time, {threads} thread(s) each.",
+        f"{len(cells)} cells in {folder}: {counts['done']} done, {begun} unfinished, {counts['new']} to begin; "
+        f"{workers} at a time, {threads} thread(s) each.",
         soft_wrap=True,
     )
     plans = plans_of(cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["State", "run_cell", "state_of"]
 
-State = Literal["new", "unfinished", "done"]
+State = Literal["new", "unfinished", "unreported", "done"]
 _BEFORE_THE_LEDGER = ("config.yaml", "plan.json", "start.json")
 
 
 def state_of(folder: Path, config: RunConfig) -> State:
-    """What has become of the run of ``config`` in ``folder``; a run that died before it had a ledger counts as new.
+    """What has become of the run of ``config`` in ``folder``.
+
+    A run that died before it had a ledger counts as new; one that is finished but for its report is unreported.
 
     Raises:
         ConfigError: when a run with other settings lies there, naming the first that differs.
@@ -41,7 +44,9 @@ def state_of(folder: Path, config: RunConfig) -> State:
                 f"The run in {folder} has {key} {was.get(key)!r}, but this sweep says {now.get(key)!r}; give the sweep "
                 "another --out, or the old setting."
             )
-    return "done" if (folder / "run.json").is_file() else "unfinished"
+    if not (folder / "run.json").is_file():
+        return "unfinished"
+    return "done" if (folder / "report.html").is_file() else "unreported"
 
 
 def run_cell(
@@ -67,6 +72,9 @@ def run_cell(
         state = state_of(folder, config)
         if state == "done":
             return None
+        if state == "unreported":
+            private = math.isfinite(config.privacy.epsilon)
+            return _report(folder, reports / (config.name if private else f"{config.name}-nonprivate"))
         if state == "new":
             _clear(folder)
         else:
@@ -82,6 +90,18 @@ def run_cell(
             resume=folder if state == "unfinished" else None,
             interruptible=interruptible,
         )
+
+
+def _report(folder: Path, published: Path) -> Outcome:
+    """What a run does last: its own report comes last, for it says that nothing is left to do."""
+    from dpeq.pipeline import Outcome
+    from dpeq.reporting.html import write_report
+    from dpeq.reporting.model import build_report
+
+    report = build_report(folder)
+    html, _ = write_report(report, published)
+    write_report(report, folder)
+    return Outcome(folder, None, report, html)
 
 
 @contextmanager

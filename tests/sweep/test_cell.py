@@ -1,6 +1,7 @@
 """What has become of a cell, and that it runs once."""
 
 import fcntl
+import math
 import os
 import shutil
 
@@ -39,6 +40,22 @@ def test_done_unfinished_and_new(tmp_path, asked):
         ("begun", tmp_path / "runs" / "begun"),
         ("new", None),
     ]
+
+
+@pytest.mark.parametrize(("epsilon", "published"), [(8.0, "cell"), (math.inf, "cell-nonprivate")])
+def test_a_run_that_lacks_its_report_alone_gets_it(tmp_path, asked, monkeypatch, epsilon, published):
+    config = cell_config(tmp_path, "cell", epsilon)
+    folder = lay_down(tmp_path / "runs", config)
+    (folder / "report.html").unlink()
+    assert state_of(folder, config) == "unreported"
+    written = []
+    monkeypatch.setattr("dpeq.reporting.model.build_report", lambda run: {"of": run})
+    monkeypatch.setattr(
+        "dpeq.reporting.html.write_report", lambda report, out: written.append((report, out)) or (out, out)
+    )
+    go(tmp_path, config)
+    assert written == [({"of": folder}, tmp_path / "reports" / published), ({"of": folder}, folder)]
+    assert not asked
 
 
 @pytest.mark.parametrize("finished", [True, False])
