@@ -32,11 +32,11 @@ def gaussian_audits(request):
 
 
 def test_a_gaussian_mechanism_is_explained_nearly_whole(gaussian_audits):
-    """At least 80 % of epsilon, in every one of 200 audits but the unluckiest, and never more than allowed above it."""
+    """80 % of epsilon at least, in 98 % of 200 audits; above it no more often than a bound of 95 % may be."""
     _, _, curve, _ = gaussian_audits
     shares = [audit.share for audit in curve]
     assert np.median(shares) > 0.87
-    assert np.mean([share >= 0.8 for share in shares]) >= 0.95
+    assert np.mean([share >= 0.8 for share in shares]) >= 0.98
     assert sum(audit.contradicts for audit in curve) <= allowed_misses()
 
 
@@ -149,6 +149,12 @@ def test_the_runs_that_choose_do_not_count():
     assert (named.details["runs_with"], named.details["chosen_on"]) == (1000, 0)
     assert named.details["misses"] == (scores[0] <= 1).sum()
     assert named.details["false_alarms"] == (scores[1] > 1).sum()
+
+
+def test_scores_at_the_threshold_say_out():
+    scores = np.arange(20.0)
+    audit = audit_many_runs(scores, scores, GaussianCurves(DELTA), threshold=12.0)
+    assert (audit.details["false_alarms"], audit.details["misses"]) == (7, 13)
 
 
 def test_a_chosen_threshold_is_not_a_lucky_one():

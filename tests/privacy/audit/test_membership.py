@@ -39,8 +39,11 @@ def test_counts_at_a_rate():
     assert binom.cdf(2, 250, row.false_alarms_high) == pytest.approx(0.025)
     assert binom.sf(1, 5, row.low) == pytest.approx(0.025)
     assert binom.cdf(2, 5, row.high) == pytest.approx(0.025)
-    exact = attack_quality(scores, included, rates=[0.012]).hit_rates[0]  # 0.012 * 250 = 3, whatever floats say
-    assert exact.hits == 4 / 5
+    assert attack_quality(scores, included, rates=[0.012]).hit_rates[0].hits == 4 / 5
+    scores, included = np.concatenate([np.arange(100.0), [70.5]]), np.arange(101) == 100
+    assert (
+        attack_quality(scores, included, rates=[0.29]).hit_rates[0].hits == 1.0
+    )  # 0.29 * 100 is 29, whatever floats say
 
 
 def test_equal_scores_are_no_hits():
