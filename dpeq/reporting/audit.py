@@ -51,13 +51,15 @@ def read_audit(run: Path) -> dict[str, Any] | None:
 
 
 def contradiction(audit: dict[str, Any] | None, plan: PrivacyPlan, steps: int, epsilon: float) -> str | None:
-    """One sentence when the audit measured more than the guarantee, ``epsilon`` at the plan's delta, allows."""
+    """One sentence when the audit measured more than the training allows at the audit's own delta.
+
+    ``epsilon`` is what the guarantee states at the plan's delta.
+    """
     if audit is None or not plan.private:
         return None
-    allowed, delta = epsilon, plan.delta
-    if audit["delta"] < plan.delta and steps:  # a smaller delta allows more
-        allowed, _, _ = upper_bound(plan.sample_rate, plan.noise_multiplier, steps, audit["delta"])
-        delta = audit["delta"]
+    allowed, delta = epsilon, audit["delta"]
+    if delta != plan.delta:
+        allowed, _, _ = upper_bound(plan.sample_rate, plan.noise_multiplier, steps, delta)
     if audit["epsilon_lower"] <= allowed:
         return None
     return (

@@ -39,15 +39,19 @@ def test_an_audit_above_the_guarantee_is_the_first_thing_said(make_run):
 
 def test_an_audit_contradicts_a_guarantee_at_its_own_delta(private_run):
     plan = PrivacyPlan.read(private_run / "plan.json")
-    small, _, _ = upper_bound(plan.sample_rate, plan.noise_multiplier, plan.steps, 1e-6)
+    small, large = (
+        upper_bound(plan.sample_rate, plan.noise_multiplier, plan.steps, delta)[0] for delta in (1e-6, 1e-2)
+    )
 
     def contradicts(lower, delta, steps=plan.steps, epsilon=plan.epsilon_spent):
         return contradiction(AUDIT | {"epsilon_lower": lower, "delta": delta}, plan, steps, epsilon) is not None
 
-    assert small > plan.epsilon_spent
+    assert small > plan.epsilon_spent > large
     assert contradicts(small + 0.01, 1e-6)
     assert not contradicts(small - 0.01, 1e-6)
-    assert contradicts(plan.epsilon_spent + 0.01, 1e-2)  # the guarantee holds at every larger delta, too
+    assert contradicts(large + 0.01, 1e-2)
+    assert not contradicts(large - 0.01, 1e-2)
+    assert contradicts(plan.epsilon_spent + 0.01, 1e-4)
     assert not contradicts(plan.epsilon_spent, 1e-4)
     assert contradicts(0.01, 1e-6, steps=0, epsilon=0.0)
     assert contradiction(None, plan, plan.steps, plan.epsilon_spent) is None
