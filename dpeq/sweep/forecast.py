@@ -35,12 +35,10 @@ def price_of(plans: Sequence[PrivacyPlan]) -> str:
         return "No cell is private: nothing limits what these runs reveal."
     delta = min(plan.delta for plan in private)
     total = compose([Part(plan.sample_rate, plan.noise_multiplier, plan.steps) for plan in private], delta)
-    told = (
-        f"Repetitions are not free: all {len(private)} private cells together spend at most epsilon "
-        f"{round_up(total.epsilon)} at delta {scientific(delta)} per {private[0].unit}."
-    )
-    open_ = len(plans) - len(private)
-    return f"{told} {open_} more are NON-PRIVATE and have no limit." if open_ else told
+    n, open_ = len(private), len(plans) - len(private)
+    told = f"Repetitions are not free: all {n} private cells together spend" if n > 1 else "The one private cell spends"
+    told += f" at most epsilon {round_up(total.epsilon)} at delta {scientific(delta)} per {private[0].unit}."
+    return told + (f" NON-PRIVATE cells, which have no limit: {open_}." if open_ else "")
 
 
 def seconds_of(
