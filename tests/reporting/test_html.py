@@ -299,3 +299,17 @@ def test_figures_say_what_they_show():
     assert "epsilon 9.00" not in drawn  # below the axis
     drawn = privacy_plots.accountant_plot([("A", {"lower": 1.0014, "upper": 1.0021})], 1.0021)
     assert "A: lower 1.001, upper 1.003. The quoted epsilon is 1.01." in drawn
+
+
+def test_a_patients_images_have_limits_of_their_own(full_report, text):
+    place = text[text.index("All images of one patient") : text.index('id="audit"')]
+    assert "up to 4 images" in place
+    assert ">∞</td>" in place  # the group's epsilon in this report; one image's stands before it
+    assert place.index(f">{round_up(full_report['risk']['epsilon'])}</td>") < place.index(">∞</td>")
+
+
+def test_the_audit_is_rounded_down_beside_what_the_guarantee_allows(text):
+    place = text[text.index('id="audit"') : text.index('id="limits"')]
+    nbsp = "\N{NO-BREAK SPACE}"
+    assert f"<td>1.21 at δ = 1{nbsp}×{nbsp}10⁻⁴</td>" in place
+    assert f"<td>8.00 at δ = 1{nbsp}×{nbsp}10⁻⁴</td>" in place
