@@ -269,19 +269,23 @@ def sweep(
     config: Config,
     overrides: Overrides = None,
     epsilon: Annotated[
-        list[str] | None, typer.Option("--epsilon", help="Targets, as in 1 2 4 8 inf; the recipe's by default.")
+        list[str] | None,
+        typer.Option("--epsilon", metavar="E ...", help="Targets, as in 1 2 4 8 inf; the recipe's by default."),
     ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
             "--model",
+            metavar="NAME ...",
             help="Networks: presets, a preset with a group as eqresnet9-d4, cnn-twin, wide-resnet-twin or vit-twin (as "
             "many parameters as the first preset listed, else as the recipe's), or import paths.",
         ),
     ] = None,
     seeds: Annotated[
         int,
-        typer.Option("--seeds", min=1, help="Repetitions of every cell, each with the operating system's randomness."),
+        typer.Option(
+            "--seeds", min=1, help="Repetitions of every cell, each with the system's randomness, as for release."
+        ),
     ] = 1,
     seeded: Annotated[
         bool,

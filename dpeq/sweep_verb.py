@@ -128,13 +128,13 @@ def _run_all(
     from dpeq.training.files import make_folder
     from dpeq.training.prepare import prepare
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = asked.workers or _usual_workers(cells, cores)
-    threads = max(1, cores // workers)
     # Networks that do not fit are refused, and what speaks against one is said, before any budget is spent.
     prepared = {model: prepare(config) for model, config in {cell.model: cell.config for cell in cells}.items()}
     states, refused = _states(cells, folder)
     todo = [cell for cell in cells if states.get(cell.name, "done") != "done"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = max(1, min(asked.workers or _usual_workers(cells, cores), len(todo)))
+    threads = max(1, cores // workers)
     counts = Counter(states.values())
     begun = counts["unfinished"] + counts["unreported"]
     out.print(
@@ -146,8 +146,7 @@ def _run_all(
     out.print(price_of(list(plans.values())), soft_wrap=True)
     work = seconds_of(todo, prepared, plans, threads)
     if todo:
-        at_once = min(workers, len(todo))
-        seconds = max(sum(work.values()) / at_once, max(work.values()))
+        seconds = max(sum(work.values()) / workers, max(work.values()))
         out.print(f"Time on this machine: about {duration(seconds)} of training, with nothing else on it.")
     if dry_run:
         for cell in cells:
@@ -219,7 +218,7 @@ def _usual_workers(cells: Sequence[Cell], cores: int) -> int:
 
     if any(choose_device(cell.config.training.device).type == "cuda" for cell in cells):
         return 1
-    return max(1, min(len(cells), cores // 2))
+    return max(1, cores // 2)
 
 
 def _states(cells: Sequence[Cell], folder: Path) -> tuple[dict[str, State], list[str]]:
