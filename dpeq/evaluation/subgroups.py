@@ -200,8 +200,14 @@ def _note(entries: list[dict[str, Any]], attribute: str, *, all_shown: bool) -> 
     a, b = high[key], low[key]
     if a["value"] == b["value"]:
         return f"All groups have the same {word}, {a['value']:.3f}.{apart}"
-    overlap = "overlap" if b["high"] >= a["low"] else "do not overlap"
+    # A score of 1 (or 0) comes out of every resample: that its interval is a point does not make it sure.
+    points = [entry["value"] for entry, score in ((high, a), (low, b)) if score["low"] == score["high"]]
+    if points:
+        verdict = f"the interval of {' and that of '.join(points)} is a point, so nothing says whether they differ"
+    else:
+        overlap = "overlap" if b["high"] >= a["low"] else "do not overlap"
+        verdict = f"their {LEVEL:.0%} intervals {overlap}"
     return (
         f"The largest difference in {word} is between {high['value']} ({a['value']:.3f}) and {low['value']} "
-        f"({b['value']:.3f}); their {LEVEL:.0%} intervals {overlap}.{apart}"
+        f"({b['value']:.3f}); {verdict}.{apart}"
     )

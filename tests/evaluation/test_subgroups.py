@@ -171,14 +171,13 @@ def test_no_count_is_small_however_groups_are_subtracted_from_all(drawn):
             assert sizes[value][1] >= LEAST_PATIENTS
 
 
-@pytest.mark.parametrize(
-    ("spread", "word"), [(0.0, "do not overlap"), (4.0, "overlap")]
-)  # of class 1 in the second half, which is told apart perfectly or hardly
+@pytest.mark.parametrize(("spread", "word"), [(1.0, "do not overlap"), (4.0, "overlap")])
 def test_the_note_compares_the_groups_that_are_furthest_apart(spread, word):
+    """The last group is told apart well, or hardly, as the others are."""
     rng = np.random.default_rng(0)
     labels = np.arange(240) % 2
-    score = 1 / (1 + np.exp(-(2 * labels - 1 + rng.normal(0, 4, 240) * (np.arange(240) < 160))))
-    score[160:] = 1 / (1 + np.exp(-(2 * labels[160:] - 1 + rng.normal(0, 1, 80) * spread)))
+    noise = rng.normal(0, 1, 240) * np.where(np.arange(240) < 160, 4.0, spread)
+    score = 1 / (1 + np.exp(-(2 * labels - 1 + noise)))
     proba = np.stack([1 - score, score], axis=1)
     values = ["60-69"] * 80 + ["70-79"] * 80 + ["80-89"] * 80
     (entry,) = subgroup_scores(proba, labels, ("a", "b"), {"age": values}, n_bootstrap=200)
@@ -188,6 +187,18 @@ def test_the_note_compares_the_groups_that_are_furthest_apart(spread, word):
         f"The largest difference in AUC is between {best} ({aucs[best]:.3f}) and {worst} ({aucs[worst]:.3f}); their "
         f"95% intervals {word}."
     )
+
+
+def test_an_interval_that_is_a_point_decides_nothing():
+    """Ten cases without an error are not surely better than others."""
+    labels = np.arange(40) % 2
+    score = np.where(np.arange(40) < 10, labels, 0.5 + 0.1 * (labels - 0.5) * np.where(np.arange(40) % 3, 1, -1))
+    proba = np.stack([1 - score, score], axis=1)
+    values = ["female"] * 10 + ["male"] * 30
+    (entry,) = subgroup_scores(proba, labels, ("a", "b"), {"sex": values}, n_bootstrap=200)
+    female, male = (group["auc"] for group in entry["groups"])
+    assert female["low"] == 1 > male["high"]
+    assert entry["note"].endswith("; the interval of female is a point, so nothing says whether they differ.")
 
 
 def test_equal_groups_are_said_to_be_equal():
