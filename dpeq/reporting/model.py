@@ -41,7 +41,8 @@ def build_report(
     ``companion`` is a run without privacy on the same data, whose scores stand beside this one's.
     ``images_per_patient`` is the most images that one patient has in the training set, a published number: with it the
     report of an image-level run also says what limits hold for a whole patient. ``images`` asks for so many pictures of
-    the test split, from ``data_root`` where the data is elsewhere now. The same files give the same report.
+    the test split, from ``data_root`` where the data is elsewhere now. On one machine the same files give the same
+    report, byte for byte; another processor may round the last digits of accountants otherwise.
 
     Raises :class:`DataError` when the run is incomplete, its ledger broken, its parts contradict each other, or the
     companion is private or was tested on other data; :class:`ConfigError` for an ``images_per_patient`` that says
