@@ -14,7 +14,7 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from dpeq.evaluation.metrics import evaluate_predictions
-from dpeq.reporting import privacy_plots, utility_plots
+from dpeq.reporting import privacy_plots, utility_plots, utility_view
 from dpeq.reporting.figure import BLUE, GREY, INK, VERMILLION
 from dpeq.reporting.html import page as render_page
 from dpeq.reporting.html import render_html, write_report
@@ -313,3 +313,13 @@ def test_the_audit_is_rounded_down_beside_what_the_guarantee_allows(text):
     nbsp = "\N{NO-BREAK SPACE}"
     assert f"<td>1.21 at δ = 1{nbsp}×{nbsp}10⁻⁴</td>" in place
     assert f"<td>8.00 at δ = 1{nbsp}×{nbsp}10⁻⁴</td>" in place
+
+
+def test_points_of_curves_are_what_a_threshold_reaches():
+    curve = {"fpr": [0.0, 0.04, 0.2, 1.0], "tpr": [0.1, 0.5, 0.9, 1.0]}
+    nbsp = "\N{NO-BREAK SPACE}"
+    assert utility_view._sensitivity([curve], 0.05) == f"50.0{nbsp}%"
+    assert utility_view._sensitivity([curve, {"fpr": [0.0, 1.0], "tpr": [0.3, 1.0]}], 0.05) == f"40.0{nbsp}%"
+    curve = {"recall": [0.0, 0.5, 0.8, 1.0], "precision": [1.0, 0.9, 0.7, 0.8]}
+    assert utility_view._precision([curve], 0.6) == f"80.0{nbsp}%"  # finding all is more than 60 %, and more precise
+    assert utility_view._precision([curve], 0.5) == f"90.0{nbsp}%"
