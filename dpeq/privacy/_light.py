@@ -16,7 +16,7 @@ from typing import Any
 
 from scipy.special import log_ndtr, ndtr, ndtri
 
-__all__ = ["dp_accounting", "opacus_analysis", "prv_accountant"]
+__all__ = ["dp_accounting", "opacus_analysis", "opacus_prv", "prv_accountant"]
 
 
 class _Normal:
@@ -87,3 +87,17 @@ def prv_accountant() -> None:
 def opacus_analysis() -> None:
     """``opacus.accountants.analysis.rdp`` without the package's entry points, which load torch."""
     _packages("opacus", "accountants")
+
+
+def opacus_prv() -> None:
+    """``opacus.accountants.prv``, whose base class names an optimizer, and with it torch, in its signatures alone."""
+
+    class DPOptimizer:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise NotImplementedError("an accountant has no optimizer")
+
+    _packages("opacus", "accountants")
+    optimizers = types.ModuleType("opacus.optimizers")
+    vars(optimizers)["DPOptimizer"] = DPOptimizer
+    sys.modules.setdefault("opacus.optimizers", optimizers)
+    importlib.import_module("opacus.accountants.prv")

@@ -2,8 +2,7 @@
 
 An accountant may hang, warn, fail or import torch; in a process of its own a time-out really stops it, and the caller
 stays light. ROLE is ``pld`` (dp-accounting, see :mod:`dpeq.privacy._pld`), ``prv`` (prv-accountant), ``rdp`` (Opacus'
-Renyi analysis) or ``opacus`` (Opacus' PRV accountant, which imports torch): one role per process, so that each imports
-its own library alone. Requests and answers are one JSON object per line:
+Renyi analysis) or ``opacus`` (Opacus' PRV accountant): one role per process, so that each imports its own library alone. Requests and answers are one JSON object per line:
 ``{"id": n, "op": name, "args": {...}}`` -> ``{"id": n, "value": ...}`` or ``{"id": n, "error": "sentence"}``. The
 process ends when its standard input does, so it cannot outlive its parent by more than one computation.
 
@@ -143,8 +142,8 @@ def opacus_prv(q: float, sigma: float, steps: list[int], max_steps: int, delta: 
     ``PRVAccountant.get_epsilon`` returns the third of (lower, estimate, upper): epsilon at ``delta - delta_error``
     plus ``eps_error``, so both errors of the method are inside the number.
     """
-    from opacus.accountants import PRVAccountant
     from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV, compute_safe_domain_size
+    from opacus.accountants.prv import PRVAccountant
 
     delta_error = delta / 1000
     scale = renyi_epsilon([(q, sigma, max_steps)], delta)
@@ -181,8 +180,7 @@ def _operations(role: str) -> dict[str, Callable[..., Json]]:
         _light.opacus_analysis()
         return {"renyi": renyi, "epsilon": renyi_epsilon, "epsilons": renyi_epsilons}
     if role == "opacus":
-        import opacus.accountants  # noqa: F401  (slow: imports torch)
-
+        _light.opacus_prv()
         return {"prv": opacus_prv}
     raise SystemExit(f"there is no accountant {role}")
 

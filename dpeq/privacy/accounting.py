@@ -179,10 +179,7 @@ def epsilon_prv(q: float, sigma: float, T: int, delta: float) -> Bounds:
 
 @functools.lru_cache(maxsize=1024)
 def epsilon_opacus_prv(q: float, sigma: float, T: int, delta: float) -> float:
-    """Upper bound of Opacus' PRV accountant, its errors in epsilon and delta inside; raises as :func:`epsilon_prv`.
-
-    Its first answer takes seconds, because Opacus loads torch.
-    """
+    """Upper bound of Opacus' PRV accountant, its errors in epsilon and delta inside; raises as :func:`epsilon_prv`."""
     check_setting(q, sigma, T, delta)
     trivial = _trivial(sigma, T)
     if trivial is not None:
@@ -229,7 +226,7 @@ def upper_bound(
 
 
 def compare(q: float, sigma: float, T: int, delta: float, *, opacus: bool = False) -> Comparison:
-    """All accountants on one setting, working side by side; ``opacus`` adds its PRV accountant, which loads torch.
+    """All accountants on one setting, working side by side; ``opacus`` adds its PRV accountant, the slowest.
 
     Nothing depends on an accountant that is missing from the answer. Raises :class:`ConfigError` for impossible
     arguments and for sigma = 0 or T = 0, where there is nothing to compare.

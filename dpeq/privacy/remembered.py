@@ -25,7 +25,7 @@ from dpeq.privacy.accounting import epsilon_curve
 from dpeq.privacy.plan import PrivacyPlan, calibrate
 from dpeq.resources import cache_dir
 
-__all__ = ["remembered_curve", "remembered_plan"]
+__all__ = ["remembered", "remembered_curve", "remembered_plan"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _PACKAGES = ("prv-accountant", "opacus", "dp-accounting", "scipy", "numpy")
 def remembered_plan(**constants: Any) -> PrivacyPlan:
     """:func:`dpeq.privacy.plan.calibrate`, asked once per machine; takes its arguments and raises its errors."""
     question = {"calibrate": {name: str(value) for name, value in constants.items()}}
-    plan = PrivacyPlan.from_dict(_remembered(question, lambda: calibrate(**constants).to_dict()))
+    plan = PrivacyPlan.from_dict(remembered(question, lambda: calibrate(**constants).to_dict()))
     named = {**constants, "epsilon_target": constants["epsilon"]}
     for name in {f.name for f in fields(PrivacyPlan)} & {n for n, value in named.items() if value is not None}:
         if name != "epsilon" and getattr(plan, name) != named[name]:
@@ -53,11 +53,12 @@ def remembered_curve(plan: PrivacyPlan) -> list[tuple[int, float]]:
     """:func:`dpeq.privacy.accounting.epsilon_curve`, asked once per plan and machine."""
     if not plan.private:  # nothing to compute, and infinity is no JSON
         return epsilon_curve(plan)
-    points = _remembered({"curve": plan.to_dict()}, lambda: epsilon_curve(plan))
+    points = remembered({"curve": plan.to_dict()}, lambda: epsilon_curve(plan))
     return [(int(step), float(epsilon)) for step, epsilon in points]
 
 
-def _remembered(question: dict[str, Any], ask: Callable[[], Any]) -> Any:
+def remembered(question: dict[str, Any], ask: Callable[[], Any]) -> Any:
+    """The JSON answer to ``question``, from disk, or from ``ask`` if it is not there, whole and of the same versions."""
     asked = json.dumps({**question, "by": _answerers()}, sort_keys=True)
     path = cache_dir("accounting") / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
     try:

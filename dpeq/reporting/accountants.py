@@ -7,7 +7,7 @@ from typing import Any
 from dpeq.privacy import accounting
 from dpeq.privacy.accounting import AccountingError, Comparison
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.privacy.remembered import _remembered
+from dpeq.privacy.remembered import remembered
 
 __all__ = ["NOTHING", "compared", "gap_of", "remembered_comparison", "to_dict"]
 
@@ -51,7 +51,7 @@ def remembered_comparison(q: float, sigma: float, steps: int, delta: float) -> C
         return comparison.epsilon
 
     try:
-        return Comparison(_remembered({"compare": [q, sigma, steps, delta]}, ask), {})
+        return Comparison(remembered({"compare": [q, sigma, steps, delta]}, ask), {})
     except _Incomplete as answer:
         return answer.comparison
 
