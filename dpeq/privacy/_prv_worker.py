@@ -2,9 +2,10 @@
 
 An accountant may hang, warn, fail or import torch; in a process of its own a time-out really stops it, and the caller
 stays light. ROLE is ``pld`` (dp-accounting, see :mod:`dpeq.privacy._pld`), ``prv`` (prv-accountant), ``rdp`` (Opacus'
-Renyi analysis) or ``opacus`` (Opacus' PRV accountant): one role per process, so that each imports its own library alone. Requests and answers are one JSON object per line:
-``{"id": n, "op": name, "args": {...}}`` -> ``{"id": n, "value": ...}`` or ``{"id": n, "error": "sentence"}``. The
-process ends when its standard input does, so it cannot outlive its parent by more than one computation.
+Renyi analysis) or ``opacus`` (Opacus' PRV accountant): one role per process, so that each imports its own library
+alone. Requests and answers are one JSON object per line: ``{"id": n, "op": name, "args": {...}}`` -> ``{"id": n,
+"value": ...}`` or ``{"id": n, "error": "sentence"}``. The process ends when its standard input does, so it cannot
+outlive its parent by more than one computation.
 
 Throughout: ``q`` sampling rate, ``sigma`` noise multiplier, ``steps`` numbers of compositions, add/remove one unit; a
 part is (q, sigma, steps).

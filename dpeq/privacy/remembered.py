@@ -58,7 +58,7 @@ def remembered_curve(plan: PrivacyPlan) -> list[tuple[int, float]]:
 
 
 def remembered(question: dict[str, Any], ask: Callable[[], Any]) -> Any:
-    """The JSON answer to ``question``, from disk, or from ``ask`` if it is not there, whole and of the same versions."""
+    """The JSON answer to ``question``: from disk, or from ``ask`` if it is not there whole and of the same versions."""
     asked = json.dumps({**question, "by": _answerers()}, sort_keys=True)
     path = cache_dir("accounting") / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
     try:
