@@ -11,7 +11,7 @@ from finished_runs import cell_config, lay_down
 from dpeq.privacy import accounting
 from dpeq.reporting.summary import build_summary
 from dpeq.reporting.summary_html import render_summary, write_summary
-from dpeq.reporting.summary_plots import utility_plot
+from dpeq.reporting.summary_plots import _places, utility_plot
 
 MODELS = {"eqresnet9-d4": {"name": "eqresnet9", "group": "D4"}, "cnn-twin": {"name": "cnn", "match": "eqresnet9"}}
 
@@ -147,6 +147,13 @@ def test_a_curve_can_be_drawn_of_whatever_there_is(cells):
     figure = utility_plot(cells, [], "auc", ("guessing", 0.5))
     assert ElementTree.fromstring(figure).tag == "svg"
     assert figure == utility_plot(cells, [], "auc", ("guessing", 0.5))
+
+
+def test_infinity_stands_apart_behind_the_largest_epsilon():
+    place = _places([8.0, math.inf, 1.0, 2.0])
+    assert (place[1.0], place[8.0] - place[2.0]) == (0.0, pytest.approx(2 * (place[2.0] - place[1.0])))  # a logarithm
+    assert place[math.inf] >= place[8.0] + 0.25
+    assert _places([math.inf]).keys() == {math.inf}
 
 
 def test_both_files_are_written_and_the_same_summary_gives_the_same_bytes(summary, tmp_path):

@@ -19,16 +19,21 @@ task = json.loads(sys.stdin.readline())
 name = task["config"]["name"]
 def tell(**answer):
     os.write(1, (json.dumps(answer) + "\\n").encode())
+asked = []
 def stopped(*_):
-    tell(stopped="Stopped after step 1 of 4.")
-    sys.exit(143)
+    asked.append(1)
 print("for the log:", task["command"], os.environ["OMP_NUM_THREADS"], file=sys.stderr)
 if name == "slow":
     signal.signal(signal.SIGTERM, stopped)
 tell(stage="Training")
 tell(step=1, steps=4, epsilon=None if task["config"]["privacy"]["epsilon"] == "inf" else 0.5, speed=100.0)
-if name == "slow":
-    time.sleep(60)
+if name == "slow":  # ends its step first, and is not to be asked twice
+    while not asked:
+        time.sleep(0.02)
+    time.sleep(0.7)
+    tell(stopped="Stopped after step 1 of 4.")
+    print("asked", len(asked), file=sys.stderr)
+    sys.exit(143)
 elif name == "refused":
     tell(error="The data is not there; bring it.")
     sys.exit(3)
@@ -111,6 +116,7 @@ def test_stopping_asks_every_child_once_and_begins_no_other(play):
     played = play(["slow", "slow", "never"], should_stop=lambda: next(asked, True))
     assert [one.stopped for one in played.ended.values()] == [True]
     assert "never" not in played.ended
+    assert (played.logs / "slow.log").read_text().count("asked 1\n") == 2
 
 
 def test_a_child_that_had_nothing_to_end_was_stopped_and_did_not_fail(play):

@@ -117,6 +117,18 @@ def test_runs_that_the_grid_does_not_name_count_too(room, pool):
     assert (summary["privacy"]["private_runs"], summary["privacy"]["unfinished_private_runs"]) == (2, 1)
 
 
+def test_what_was_begun_is_run_again_and_what_lacks_its_report(room, pool, monkeypatch):
+    ran, _ = pool
+    go(room, seeds=1)
+    names = ran.copy()
+    for name, missing in zip(names, ("run.json", "report.html"), strict=True):
+        (room / "out" / name / missing).unlink()
+    monkeypatch.setattr("dpeq.sweep.pool.run_cells", lambda cells, **options: ran.extend(c.name for c in cells) or [])
+    code, out, _ = go(room, seeds=1)
+    assert (code, ran) == (0, names + names)
+    assert "0 done, 2 unfinished, 0 to begin" in " ".join(out.split())
+
+
 def test_commands_are_the_grid_and_nothing_else(room, capsys, monkeypatch):
     code, out, err = go(room, commands=True, seeds=1, overrides=("training.lr=0.25",))
     assert (code, out, err) == (0, "", "")
