@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from finished_runs import cell_config, lay_down
 
 from dpeq.evaluation.metrics import evaluate_predictions
 from dpeq.privacy import accounting
@@ -237,3 +239,37 @@ def full_page(full_report: dict[str, Any]) -> str:
     from dpeq.reporting.html import render_html
 
     return render_html(full_report)
+
+
+@pytest.fixture(scope="session")
+def summary_room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished runs of two networks, with and without privacy, and one that was begun."""
+    room = tmp_path_factory.mktemp("runs")
+    models = {"eqresnet9-d4": {"name": "eqresnet9", "group": "D4"}, "cnn-twin": {"name": "cnn", "match": "eqresnet9"}}
+    aucs = iter((0.91, 0.93, 0.95, 0.96, 0.80, 0.81, 0.85, 0.89))
+    for model, section in models.items():
+        for epsilon in (8.0, math.inf):
+            for k in (1, 2):
+                name = f"x-{model}-eps{epsilon:g}-{k}"
+                lay_down(room, cell_config(room, name, epsilon, model=section), auc=next(aucs))
+    lay_down(room, cell_config(room, "x-begun-1", 1.0), finished=False, steps=2)
+    report = room / "reports" / "x-cnn-twin-eps8-1" / "report.html"
+    report.parent.mkdir(parents=True)
+    report.touch()
+    return room
+
+
+@pytest.fixture(scope="session")
+def summarised(summary_room: Path) -> dict[str, Any]:
+    from dpeq.reporting.summary import build_summary
+
+    with accounting.session("pld", "rdp"):
+        runs = sorted(path.parent for path in summary_room.glob("*/ledger.jsonl"))
+        return build_summary(runs, below=summary_room / "reports")
+
+
+@pytest.fixture(scope="session")
+def summary_page(summarised: dict[str, Any]) -> str:
+    from dpeq.reporting.summary_html import render_summary
+
+    return render_summary(summarised)

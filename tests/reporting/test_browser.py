@@ -1,4 +1,4 @@
-"""The report in a real browser: Debian's headless Chromium, started once for screens and once for paper.
+"""Report and summary in a real browser: Debian's headless Chromium, started once for screens and once for paper.
 
 Screens are frames inside a harness page, for a window cannot be as narrow as a phone. The harness reports what it finds
 in its title's place, and sends out one request and one console message of its own: a check that sees neither is blind.
@@ -115,11 +115,12 @@ def chromium(folder: Path, proxy: Refusing, *arguments: str) -> tuple[str, list[
 
 
 @pytest.fixture(scope="module")
-def screens(full_page, tmp_path_factory):
-    """What the harness found at each width, console messages, and requests that reached the proxy."""
+def screens(full_page, summary_page, tmp_path_factory):
+    """What the harness found of each page at each width, console messages, and requests that reached the proxy."""
     folder = tmp_path_factory.mktemp("browser")
     frame = '<iframe style="width:{}px;height:2000px;border:0" srcdoc="{}"></iframe>'
-    frames = "\n".join(frame.format(width, html.escape(full_page)) for width in WIDTHS)
+    shown = [(width, page) for page in (full_page, summary_page) for width in WIDTHS]
+    frames = "\n".join(frame.format(width, html.escape(page)) for width, page in shown)
     (folder / "harness.html").write_text(HARNESS.format(frames=frames), encoding="utf-8")
     with refusing_proxy() as proxy:
         out, console = chromium(folder, proxy, "--dump-dom", (folder / "harness.html").as_uri())
@@ -137,7 +138,7 @@ def test_no_console_message_and_no_request_leaves_the_file(screens):
 
 def test_nothing_sticks_out_at_the_width_of_a_phone_or_a_desk(screens):
     found, _, _ = screens
-    assert [frame["width"] for frame in found] == [*WIDTHS]
+    assert [frame["width"] for frame in found] == [*WIDTHS, *WIDTHS]
     for frame in found:
         assert frame["scroll"] <= frame["width"]
         assert frame["outside"] == []
@@ -146,8 +147,8 @@ def test_nothing_sticks_out_at_the_width_of_a_phone_or_a_desk(screens):
 
 def test_every_picture_is_drawn_and_has_a_text_alternative(screens):
     found, _, _ = screens
-    for frame in found:
-        assert frame["pictures"] == frame["drawn"] == 14
+    for frame, pictures in zip(found, (14, 14, 2, 2), strict=True):
+        assert frame["pictures"] == frame["drawn"] == pictures
         assert frame["unnamed"] == []
 
 

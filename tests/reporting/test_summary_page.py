@@ -6,14 +6,11 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from finished_runs import cell_config, lay_down
 
 from dpeq.privacy import accounting
 from dpeq.reporting.summary import build_summary
 from dpeq.reporting.summary_html import render_summary, write_summary
 from dpeq.reporting.summary_plots import _places, utility_plot
-
-MODELS = {"eqresnet9-d4": {"name": "eqresnet9", "group": "D4"}, "cnn-twin": {"name": "cnn", "match": "eqresnet9"}}
 
 
 class Cells(HTMLParser):
@@ -43,57 +40,30 @@ class Cells(HTMLParser):
             self._cell = None
 
 
-@pytest.fixture(scope="module")
-def room(tmp_path_factory):
-    room = tmp_path_factory.mktemp("runs")
-    aucs = iter((0.91, 0.93, 0.95, 0.96, 0.80, 0.81, 0.85, 0.89))
-    for model, section in MODELS.items():
-        for epsilon in (8.0, math.inf):
-            for k in (1, 2):
-                name = f"x-{model}-eps{epsilon:g}-{k}"
-                lay_down(room, cell_config(room, name, epsilon, model=section), auc=next(aucs))
-    lay_down(room, cell_config(room, "x-begun-1", 1.0), finished=False, steps=2)
-    report = room / "reports" / "x-cnn-twin-eps8-1" / "report.html"
-    report.parent.mkdir(parents=True)
-    report.touch()
-    return room
+def test_the_page_needs_nothing_but_itself(summary_page):
+    assert not re.findall(r"<(script|link|iframe|object|img)\b", summary_page)
+    assert "default-src 'none'" in summary_page
+    assert re.findall(r'href="(?!#)([^"]*)"', summary_page) == ["x-cnn-twin-eps8-1/report.html"]
+    assert "http" not in re.sub(r'xmlns="[^"]*"', "", summary_page).replace("http-equiv", "")
 
 
-@pytest.fixture(scope="module")
-def summary(room):
+def test_what_is_said_first(summary_page, summarised):
+    for sentence in (*summarised["conclusions"], *summarised["privacy"]["sentences"], *summarised["scope"]):
+        assert sentence.replace("'", "&#39;") in summary_page
+    assert "This page shows runs without privacy" in summary_page
+    assert "One run unfinished" in summary_page
+
+
+def test_a_page_of_private_runs_alone_has_no_such_warning(summary_room):
     with accounting.session("pld", "rdp"):
-        return build_summary(sorted(path.parent for path in room.glob("*/ledger.jsonl")), below=room / "reports")
-
-
-@pytest.fixture(scope="module")
-def page(summary):
-    return render_summary(summary)
-
-
-def test_the_page_needs_nothing_but_itself(page):
-    assert not re.findall(r"<(script|link|iframe|object|img)\b", page)
-    assert "default-src 'none'" in page
-    assert re.findall(r'href="(?!#)([^"]*)"', page) == ["x-cnn-twin-eps8-1/report.html"]
-    assert "http" not in re.sub(r'xmlns="[^"]*"', "", page).replace("http-equiv", "")
-
-
-def test_what_is_said_first(page, summary):
-    for sentence in (*summary["conclusions"], *summary["privacy"]["sentences"], *summary["scope"]):
-        assert sentence.replace("'", "&#39;") in page
-    assert "This page shows runs without privacy" in page
-    assert "One run unfinished" in page
-
-
-def test_a_page_of_private_runs_alone_has_no_such_warning(room):
-    with accounting.session("pld", "rdp"):
-        private = build_summary(sorted(path.parent for path in room.glob("*eps8*/ledger.jsonl")))
+        private = build_summary(sorted(path.parent for path in summary_room.glob("*eps8*/ledger.jsonl")))
     text = render_summary(private)
     assert "This page shows runs without privacy" not in text
     assert "no run of the same network without privacy is among these" in text.replace("\n", " ")
 
 
-def test_tables_hold_what_the_curves_show(page):
-    tables = {rows[0][0]: rows[1:] for rows in Cells(page).tables}
+def test_tables_hold_what_the_curves_show(summary_page):
+    tables = {rows[0][0]: rows[1:] for rows in Cells(summary_page).tables}
     mean = next(rows for caption, rows in tables.items() if caption.startswith("Mean AUC"))
     assert mean[0] == ["Network", "ε = 8", "ε = ∞"]
     by_network = {row[0]: row[1:] for row in mean[1:]}
@@ -105,8 +75,8 @@ def test_tables_hold_what_the_curves_show(page):
     assert unfinished[3:] == ["2 of 4", "system", "–", "–", "unfinished"]
 
 
-def test_every_figure_has_a_name_and_tells_its_points(page):
-    figures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+def test_every_figure_has_a_name_and_tells_its_points(summary_page):
+    figures = re.findall(r"<svg.*?</svg>", summary_page, re.DOTALL)
     assert len(figures) == 2
     for figure, score in zip(figures, ("AUC", "Accuracy"), strict=True):
         root = ElementTree.fromstring(figure)
@@ -156,7 +126,7 @@ def test_infinity_stands_apart_behind_the_largest_epsilon():
     assert _places([math.inf]).keys() == {math.inf}
 
 
-def test_both_files_are_written_and_the_same_summary_gives_the_same_bytes(summary, tmp_path):
-    first = [path.read_bytes() for path in write_summary(summary, tmp_path / "a")]
-    assert [path.read_bytes() for path in write_summary(summary, tmp_path / "b")] == first
+def test_both_files_are_written_and_the_same_summary_gives_the_same_bytes(summarised, tmp_path):
+    first = [path.read_bytes() for path in write_summary(summarised, tmp_path / "a")]
+    assert [path.read_bytes() for path in write_summary(summarised, tmp_path / "b")] == first
     assert [path.name for path in sorted((tmp_path / "a").iterdir())] == ["summary.html", "summary.json"]
