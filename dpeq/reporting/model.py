@@ -110,6 +110,12 @@ def _report(
             "rng": run["rng"],
             "processes": run.get("processes"),
             "log_private_metrics": run["log_private_metrics"],
+            # What assumptions and points of attention are written from, so that they can be written anew from these.
+            "warnings": run["warnings"],
+            "tracking": run.get("tracking", []) if run["log_private_metrics"] else [],  # else no page speaks of it
+            "starting_weights": run.get("starting_weights"),
+            "resumed": run.get("resumed", 0),
+            "steps_lost": run.get("steps_lost", 0),
             "dpeq": run.get("dpeq"),
             "git": run.get("git"),
             "versions": run["versions"],

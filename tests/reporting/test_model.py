@@ -204,6 +204,21 @@ def test_logged_private_quantities_are_named_with_the_places_where_they_lie(make
     assert "mlflow" not in json.dumps(quiet).lower()
 
 
+def test_what_assumptions_are_written_from_travels_with_the_report(make_run):
+    facts = {
+        "log_private_metrics": True,
+        "warnings": ["The views are few."],
+        "tracking": ["mlflow/runs"],
+        "starting_weights": {"name": "public.safetensors", "sha256": "ab" * 32, "fresh": ["classifier.weight"]},
+        "resumed": 2,
+        "steps_lost": 3,
+    }
+    told = build_report(make_run(**facts))["provenance"]
+    assert {key: told[key] for key in facts} == facts
+    plain = build_report(make_run())["provenance"]
+    assert [plain[key] for key in facts] == [False, [], [], None, 0, 0]
+
+
 def test_image_as_unit_is_pointed_out(make_run, report):
     plan = json.loads((make_run() / "plan.json").read_text()) | {"unit": "image"}
     run = make_run(plan=plan, data={"unit": "image"})
