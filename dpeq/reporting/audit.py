@@ -6,7 +6,6 @@ a guarantee to be false, and never to be true.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from dpeq.errors import DataError
 from dpeq.privacy.accounting import upper_bound
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.reporting.strict import read_strict
 
 __all__ = ["contradiction", "read_audit"]
 
@@ -28,7 +28,7 @@ def read_audit(run: Path) -> dict[str, Any] | None:
     """
     path = run / "audit.json"
     try:
-        audit = json.loads(path.read_text(encoding="utf-8"))
+        audit = read_strict(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

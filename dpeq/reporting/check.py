@@ -17,6 +17,7 @@ from dpeq.reporting.checklist import checklist
 from dpeq.reporting.guarantee import spent
 from dpeq.reporting.model import validate
 from dpeq.reporting.rundir import RunDirectory, ledger_facts, read_plan, read_run
+from dpeq.reporting.strict import not_finite, read_strict
 
 __all__ = ["Disagreement", "check_contents", "check_report"]
 
@@ -32,7 +33,7 @@ def check_report(path: Path, *, run_dir: Path | None = None) -> list[str]:
     """
     path = Path(path)
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_strict(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a report ({error}); name a report.json that dpeq wrote.") from error
     with accounting.session("pld"):  # loads while the rest is compared
@@ -50,6 +51,8 @@ def check_report(path: Path, *, run_dir: Path | None = None) -> list[str]:
 
 def check_contents(report: dict[str, Any]) -> list[str]:
     """The same for a report that satisfies its schema, without its run; raises :class:`Disagreement`."""
+    if place := not_finite(report):
+        raise Disagreement(f"{place} is no finite number")
     try:
         plan = PrivacyPlan.from_dict(report["plan"])
     except ConfigError as error:

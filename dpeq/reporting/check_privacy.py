@@ -115,7 +115,7 @@ def check_accountants(report: dict[str, Any], plan: PrivacyPlan) -> str:
     anew = _comparison(plan.sample_rate, plan.noise_multiplier, steps, plan.delta)
     silent = [name for name in said["epsilon"] if name not in anew.epsilon]
     for name, value in said["epsilon"].items():
-        if name in anew.epsilon and abs(value - anew.epsilon[name]) > _ABOVE * anew.epsilon[name] + _NOISE:
+        if name in anew.epsilon and not abs(value - anew.epsilon[name]) <= _ABOVE * anew.epsilon[name] + _NOISE:
             raise Disagreement(
                 f"accountant {name} answers {anew.epsilon[name]:.6g} here, and {value:.6g} in the report"
             )
@@ -141,11 +141,12 @@ def _curve(plan: PrivacyPlan) -> list[list[float]]:
 
 
 def _below(said: float, truth: float) -> bool:
-    return said < truth - _BELOW * truth - _NOISE
+    # Here and below: NaN compares false, so a comparison says what holds and is negated.
+    return not said >= truth - _BELOW * truth - _NOISE
 
 
 def _above(said: float, truth: float) -> bool:
-    return said > truth + _ABOVE * truth + _NOISE
+    return not said <= truth + _ABOVE * truth + _NOISE
 
 
 def _difference(said: Any, truth: Any, place: str, key: str = "") -> str | None:
@@ -158,8 +159,8 @@ def _difference(said: Any, truth: Any, place: str, key: str = "") -> str | None:
         return None if said == truth else f"{place} is {said!r}, and {truth!r} when computed anew"
     else:
         misses = key == "trade_off" and place.endswith("/1")
-        better = said > truth + _BELOW * truth + _NOISE if misses else _below(said, truth)
-        if better or abs(said - truth) > _ABOVE * truth + _NOISE:
+        better = not said <= truth + _BELOW * truth + _NOISE if misses else _below(said, truth)
+        if better or not abs(said - truth) <= _ABOVE * truth + _NOISE:
             return f"{place} is {said:.6g}, and {truth:.6g} when computed anew"
         return None
     return next((found for where, name, one, other in pairs if (found := _difference(one, other, where, name))), None)

@@ -174,7 +174,7 @@ def _whole(name: str, score: dict[str, float] | None, of: int) -> int:
             raise Disagreement(f"{name} is missing")
         return 0
     count = score["value"] * of
-    if abs(count - round(count)) > _EXACT * max(of, 1):
+    if not math.isfinite(count) or abs(count - round(count)) > _EXACT * max(of, 1):
         raise Disagreement(f"{name} is no share of {of} cases")
     return round(count)
 
@@ -197,4 +197,4 @@ def _trapezoids(x: list[float], y: list[float]) -> float:
 
 
 def _falls(values: list[float]) -> bool:
-    return any(b < a for a, b in pairwise(values))
+    return not all(b >= a for a, b in pairwise(values))

@@ -12,6 +12,7 @@ from typing import Any
 from dpeq.errors import DataError
 from dpeq.privacy import accounting
 from dpeq.privacy.accounting import upper_bound
+from dpeq.reporting.strict import read_strict
 from dpeq.reporting.summary import compose_rows, derived, privacy_of, validate
 from dpeq.reporting.summary_rows import read_rows
 
@@ -40,7 +41,7 @@ def check_summary(path: Path, *, runs: Path | None = None) -> list[str]:
     """
     path = Path(path)
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_strict(path)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read as a summary ({error}); name a summary.json that dpeq wrote."
