@@ -105,11 +105,15 @@ def privacy_of(rows: Sequence[Mapping[str, Any]], total: Total | None) -> dict[s
 
 
 def compose_rows(rows: Sequence[Mapping[str, Any]]) -> Total | None:
-    """The composition of all private rows from the constants that they state, or None."""
+    """The composition of all private rows from the constants that they state, or None.
+
+    Unfinished runs count with their whole plan: the steps they took are no constant that was fixed in advance, for
+    results may have decided when a run was stopped. A run that ends early releases no more than one that goes on.
+    """
     private = [row for row in rows if row["private"]]
     if not private:
         return None
-    parts = [Part(row["sample_rate"], row["noise_multiplier"], row["steps"]) for row in private]
+    parts = [Part(row["sample_rate"], row["noise_multiplier"], row["steps_planned"]) for row in private]
     return compose(parts, min(row["delta"] for row in private))
 
 

@@ -55,15 +55,20 @@ def privacy_sentences(privacy: Mapping[str, Any]) -> list[str]:
     n, m = privacy["private_runs"], privacy["open_runs"]
     if n:
         unfinished = privacy["unfinished_private_runs"]
-        so_far = f" ({_count(unfinished, 'unfinished one')} counted for the steps spent so far)" if unfinished else ""
+        whole = f" ({_count(unfinished, 'unfinished one')} counted with the whole plan)" if unfinished else ""
         one = "one patient, with all images of that patient" if unit == "patient" else "one image"
         told.append(
-            f"{_count(n, 'private run')}{so_far}, taken together, satisfy (ε, δ)-differential privacy with ε = "
+            f"{_count(n, 'private run')}{whole}, taken together, satisfy (ε, δ)-differential privacy with ε = "
             f"{round_up(privacy['epsilon'], 2)} and δ = {scientific(privacy['delta'])} for {one}."
             if n > 1
-            else f"The one private run{so_far} has spent ε = {round_up(privacy['epsilon'], 2)} at δ = "
+            else f"The one private run{whole} has spent ε = {round_up(privacy['epsilon'], 2)} at δ = "
             f"{scientific(privacy['delta'])} for {one}."
         )
+        if unfinished:
+            told.append(
+                "The steps that a run took until it was stopped bound nothing by themselves, for its results may have "
+                "decided when it was stopped; what the table below gives as spent holds where they did not."
+            )
         if len(privacy["deltas"]) > 1:
             listed = ", ".join(scientific(delta) for delta in privacy["deltas"])
             told.append(f"The runs were planned at different δ ({listed}); the total is stated at the smallest.")
