@@ -73,15 +73,10 @@ def privacy_sentences(privacy: Mapping[str, Any]) -> list[str]:
             listed = ", ".join(scientific(delta) for delta in privacy["deltas"])
             told.append(f"The runs were planned at different δ ({listed}); the total is stated at the smallest.")
         if n > 1:
-            renyi = (
-                f", and the figure to quote is ε = {round_up(privacy['rdp'], 2)} (Rényi), for a total that was fixed "
-                "in advance"
-                if privacy["rdp"] is not None
-                else ""
-            )
             told.append(
                 "This holds where the constants of all runs were fixed before anybody saw a result of the first, as in "
-                f"a grid that was listed in advance; where results decided what was run next, it does not{renyi}."
+                "a grid that was listed in advance; where results decided what was run next, it does not. "
+                + _where_results_decided(privacy["rdp"])
             )
             told.append(
                 "It is spent whether or not all models are released: who looks at all runs and releases the best has "
@@ -102,6 +97,16 @@ def privacy_sentences(privacy: Mapping[str, Any]) -> list[str]:
         )
     told.append("Scores are computed from test cases, which no guarantee covers.")
     return told
+
+
+def _where_results_decided(rdp: float | None) -> str:
+    """A Renyi filter proves the total that it was set to in advance, and never the sum that came out."""
+    if rdp is None:
+        return "No figure here holds then."
+    return (
+        f"Only a Rényi total of at least ε = {round_up(rdp, 2)} that was fixed in advance may be quoted then; if none "
+        "was, no figure here holds."
+    )
 
 
 def scope_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ from scipy import stats
 from dpeq.errors import ConfigError, DataError
 from dpeq.privacy import accounting
 from dpeq.privacy.composition import Part, compose, compose_ledgers
+from dpeq.reporting.numbers import round_up
 from dpeq.reporting.summary import build_summary
 from dpeq.reporting.summary_words import price_sentence, privacy_sentences
 
@@ -102,6 +103,8 @@ def test_the_total_is_the_composition_of_all_private_plans_unfinished_ones_too(s
     assert (privacy["private_runs"], privacy["unfinished_private_runs"], privacy["open_runs"]) == (10, 1, 4)
     told = " ".join(privacy["sentences"])
     assert "Ten private runs (one unfinished one counted with the whole plan), taken together," in told
+    renyi = f"Only a Rényi total of at least ε = {round_up(by_hand.rdp, 2)} that was fixed in advance may be quoted"
+    assert f"{renyi} then; if none was, no figure here holds." in told
     assert "Four runs without privacy: they carry no guarantee" in told
     assert "has no guarantee as a whole" in told
     assert "Two runs with a known seed" in told
@@ -190,6 +193,11 @@ def test_a_gain_is_called_one():
     open_ = {"n": 3, "mean": 0.9, "low": 0.89, "high": 0.91}
     sentence = price_sentence({**PRICE, "open": open_, "cost": {"mean": -0.05, "low": -0.07, "high": -0.03}})
     assert "with privacy it is 0.050 AUC higher: privacy costs −0.050 AUC (95 % interval −0.070 to −0.030)." in sentence
+
+
+def test_no_renyi_figure_means_that_none_holds(summary):
+    told = " ".join(privacy_sentences({**summary["privacy"], "rdp": None}))
+    assert "results decided what was run next, it does not. No figure here holds then." in told
 
 
 def test_one_private_run_is_not_called_several():
