@@ -3,8 +3,8 @@
 Runs may differ in every constant: their privacy loss distributions are composed on one grid, rounded upwards
 (:mod:`dpeq.privacy._pld`). The bound holds when each run's constants were fixed before the first run, whatever the
 later runs saw of the earlier ones' models. Where a later run's noise, rate or steps were *chosen* after looking at an
-earlier result, only the Renyi figure may be quoted, for a total that was fixed in advance (Feldman, Zrnic 2021, arXiv
-2008.11193: Renyi filters); it is given beside.
+earlier result, only a Renyi total that was fixed in advance and is at least the Renyi figure given beside may be quoted
+(Feldman, Zrnic 2021, arXiv 2008.11193: Renyi filters); the sum that came out proves nothing by itself.
 
 A group of k units that are sampled one by one, as the k images of a patient are in an image-level run, moves each step
 by a binomial number of clipping norms, and the composed mixture of Gaussians is tight for it (Ganesh 2024, arXiv

@@ -64,6 +64,12 @@ def privacy_sentences(privacy: Mapping[str, Any]) -> list[str]:
             else f"The one private run{whole} has spent ε = {round_up(privacy['epsilon'], 2)} at δ = "
             f"{scientific(privacy['delta'])} for {one}."
         )
+        if unit == "image":
+            told.append(
+                "One image is protected, not one patient: somebody with several images in the data is protected less "
+                "than the figures for one image say. How much less in one run, 'dpeq report RUN --images-per-patient "
+                "K' works out; choose the patient as the unit to protect persons."
+            )
         if unfinished:
             told.append(
                 "The steps that a run took until it was stopped bound nothing by themselves, for its results may have "

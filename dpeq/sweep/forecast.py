@@ -38,6 +38,8 @@ def price_of(plans: Sequence[PrivacyPlan]) -> str:
     n, open_ = len(private), len(plans) - len(private)
     told = f"Repetitions are not free: all {n} private cells together spend" if n > 1 else "The one private cell spends"
     told += f" at most epsilon {round_up(total.epsilon)} at delta {scientific(delta)} per {private[0].unit}."
+    if private[0].unit == "image":
+        told += " A patient with several images is protected less; data.unit=patient protects patients."
     return told + (f" NON-PRIVATE cells, which have no limit: {open_}." if open_ else "")
 
 

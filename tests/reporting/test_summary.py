@@ -206,6 +206,8 @@ def test_one_private_run_is_not_called_several():
         **{"deltas": [1e-4], "epsilon": 7.991, "delta": 1e-4, "rdp": 8.1, "accountant_note": None},
     }
     told = privacy_sentences(privacy)
+    assert "One image is protected, not one patient" not in " ".join(told)
+    assert "One image is protected, not one patient" in " ".join(privacy_sentences({**privacy, "unit": "image"}))
     whom = "one patient, with all images of that patient"
     assert (
         told[0].replace("\N{NO-BREAK SPACE}", " ")

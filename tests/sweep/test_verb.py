@@ -92,6 +92,7 @@ def test_failures_are_listed_and_the_next_sweep_runs_these_alone(room, pool):
     assert f"Failed: {names[1]}: It broke. (log: there)" in err
     assert "4 cells in " in out
     assert "2 private cells together spend at most epsilon" in out
+    assert "A patient with several images is protected less" in " ".join(out.split())
     summary = json.loads((room / "out" / "reports" / "summary.json").read_text())
     assert sorted(row["run"] for row in summary["runs"]) == sorted(set(names) - {names[1]})
 
