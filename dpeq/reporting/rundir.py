@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dpeq.errors import ConfigError, DataError
-from dpeq.privacy.ledger import read_ledger
+from dpeq.privacy.ledger import LedgerEntries, read_ledger
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.training.evidence import check_checkpoints, check_complete
 
 __all__ = ["LedgerFacts", "RunDirectory", "ledger_facts", "read_plan", "read_run"]
 
@@ -64,9 +65,11 @@ def read_run(path: Path) -> RunDirectory:
     if not path.is_dir():
         raise DataError(f"There is no run directory {path}; name the folder that training wrote.")
     plan = read_plan(_file(path, "plan.json"))
-    ledger = ledger_facts(_file(path, "ledger.jsonl"), plan)
+    entries, ledger = _ledger(_file(path, "ledger.jsonl"), plan)
     run = _json(_file(path, "run.json"))
     metrics = _json(_file(path, "metrics.json"))
+    check_complete(path, entries, plan.steps)
+    check_checkpoints(path, entries)
     for key, kind in _RUN_KEYS.items():
         if not isinstance(run.get(key), kind):
             raise DataError(
@@ -100,11 +103,15 @@ def read_run(path: Path) -> RunDirectory:
 
 def ledger_facts(path: Path, plan: PrivacyPlan) -> LedgerFacts:
     """Verifies the chain of ``path`` and that it is the ledger of ``plan``; raises :class:`DataError` otherwise."""
+    return _ledger(path, plan)[1]
+
+
+def _ledger(path: Path, plan: PrivacyPlan) -> tuple[LedgerEntries, LedgerFacts]:
     entries = read_ledger(path)
     if entries[0]["plan_sha256"] != plan.sha256:
         raise DataError(f"The ledger {path} belongs to another plan than plan.json; restore the plan it was made with.")
     notes = Counter(entry["kind"] for entry in entries if entry["kind"] not in ("plan", "step"))
-    return LedgerFacts(entries.head, entries.steps, dict(sorted(notes.items())), entries.torn)
+    return entries, LedgerFacts(entries.head, entries.steps, dict(sorted(notes.items())), entries.torn)
 
 
 def read_plan(path: Path) -> PrivacyPlan:
