@@ -143,7 +143,7 @@ def _run_all(
         soft_wrap=True,
     )
     plans = plans_of(cells)
-    out.print(price_of(list(plans.values())), soft_wrap=True)
+    out.print(price_of(list(plans.values()), seeded=asked.seeded), soft_wrap=True)
     work = seconds_of(todo, prepared, plans, threads)
     if todo:
         seconds = max(sum(work.values()) / workers, max(work.values()))

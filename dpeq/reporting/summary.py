@@ -93,7 +93,7 @@ def privacy_of(rows: Sequence[Mapping[str, Any]], total: Total | None) -> dict[s
         "private_runs": len(private),
         "unfinished_private_runs": sum(row["state"] == "unfinished" for row in private),
         "open_runs": len(rows) - len(private),
-        "seeded_runs": sum(row["seed"] is not None and row["private"] for row in rows),
+        "seeded_runs": sum(row["seeded"] for row in private),
         "deltas": sorted({row["delta"] for row in private}),
         "epsilon": None if total is None else total.epsilon,
         "delta": None if total is None else total.delta,

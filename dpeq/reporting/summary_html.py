@@ -147,7 +147,7 @@ def _run_row(row: Mapping[str, Any]) -> Sequence[Any]:
         _epsilon(row["epsilon"]),
         "∞" if row["spent"] == "inf" else round_up(row["spent"], 3),
         steps,
-        "system" if row["seed"] is None else f"seed {row['seed']}",
+        "seeded" if row["seeded"] else "system",
         *(f"{row['scores'][score]['value']:.3f}" if finished else "–" for score in PRICED),
         duration(row["seconds"]) if row["seconds"] is not None else "unfinished",
     ]

@@ -91,7 +91,7 @@ def _read(path: Path, below: Path | None) -> _Run:
         "noise_multiplier": plan.noise_multiplier,
         "steps": steps,
         "steps_planned": plan.steps,
-        "seed": start.seed,
+        "seeded": start.seed is not None,  # the number itself would undo the guarantee that stands beside it
         "plan_sha256": plan.sha256,
         "ledger_head": facts.head,
         "data_sha256": start.data_sha256,

@@ -98,8 +98,9 @@ def privacy_sentences(privacy: Mapping[str, Any]) -> list[str]:
         )
     if privacy["seeded_runs"]:
         told.append(
-            f"{_count(privacy['seeded_runs'], 'run')} with a known seed: whoever knows it can compute the noise, so "
-            "the guarantee holds only against those who do not; such runs are for experiments, not for release."
+            f"{_count(privacy['seeded_runs'], 'private run')} with a seed: against readers who know or guess a seed "
+            "there is no guarantee, because the noise can be computed from it; the figures above hold against all "
+            "others. Such runs are for experiments, not for release."
         )
     told.append("Scores are computed from test cases, which no guarantee covers.")
     return told

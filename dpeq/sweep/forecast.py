@@ -28,8 +28,8 @@ def plans_of(cells: Sequence[Cell]) -> dict[str, PrivacyPlan]:
     return plans
 
 
-def price_of(plans: Sequence[PrivacyPlan]) -> str:
-    """What all of them spend together, in words."""
+def price_of(plans: Sequence[PrivacyPlan], *, seeded: bool = False) -> str:
+    """What all of them spend together, in words; ``seeded`` runs have seeds that anybody can guess."""
     private = [plan for plan in plans if plan.private]
     if not private:
         return "No cell is private: nothing limits what these runs reveal."
@@ -40,6 +40,8 @@ def price_of(plans: Sequence[PrivacyPlan]) -> str:
     told += f" at most epsilon {round_up(total.epsilon)} at delta {scientific(delta)} per {private[0].unit}."
     if private[0].unit == "image":
         told += " A patient with several images is protected less; data.unit=patient protects patients."
+    if seeded:
+        told += " The seeds are 0, 1, 2 and so on: there is no guarantee against anybody who guesses that."
     return told + (f" NON-PRIVATE cells, which have no limit: {open_}." if open_ else "")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from dpeq.privacy import accounting
 from dpeq.privacy.composition import Part, compose, compose_ledgers
 from dpeq.reporting.numbers import round_up
 from dpeq.reporting.summary import build_summary
+from dpeq.reporting.summary_html import render_summary
 from dpeq.reporting.summary_words import price_sentence, privacy_sentences
 
 AUCS = {
@@ -107,7 +109,16 @@ def test_the_total_is_the_composition_of_all_private_plans_unfinished_ones_too(s
     assert f"{renyi} then; if none was, no figure here holds." in told
     assert "Four runs without privacy: they carry no guarantee" in told
     assert "has no guarantee as a whole" in told
-    assert "Two runs with a known seed" in told
+    assert "Two private runs with a seed: against readers who know or guess a seed there is no guarantee," in told
+
+
+def test_a_seed_is_told_and_its_number_is_not(summary):
+    seeded = {row["run"]: row["seeded"] for row in summary["runs"] if row["seeded"]}
+    assert seeded == {"x-vit-twin-eps8-1": True, "x-vit-twin-eps8-2": True}
+    assert '"seed"' not in json.dumps(summary)
+    page = render_summary(summary)
+    assert "Seeded runs: no guarantee against readers who know the seed" in page
+    assert not re.search(r"seed \d", page)
 
 
 def test_the_same_files_give_the_same_summary(summary, runs):

@@ -52,6 +52,7 @@ def test_what_is_said_first(summary_page, summarised):
         assert sentence.replace("'", "&#39;") in summary_page
     assert "This page shows runs without privacy" in summary_page
     assert "One run unfinished" in summary_page
+    assert "Seeded runs" not in summary_page
 
 
 def test_a_page_of_private_runs_alone_has_no_such_warning(summary_room):

@@ -156,6 +156,13 @@ def test_commands_are_the_grid_and_nothing_else(room, capsys, monkeypatch):
     assert "2 done" in out
 
 
+def test_the_price_of_seeded_runs_says_that_seeds_can_be_guessed(room):
+    told = "no guarantee against anybody who guesses that"
+    for seeded in (True, False):
+        _, out, _ = go(room, dry_run=True, seeded=seeded)
+        assert (told in " ".join(out.split())) == seeded
+
+
 def test_a_dry_run_trains_and_writes_nothing(room, pool):
     code, out, _ = go(room, dry_run=True)
     assert (code, pool[0]) == (0, [])
