@@ -134,7 +134,7 @@ def _cost(cost: Mapping[str, Any] | None) -> Any:
 
 
 def _run_row(row: Mapping[str, Any]) -> Sequence[Any]:
-    """A run that is unfinished has no scores, but has spent."""
+    """A run that is unfinished or failed has no scores, but has spent."""
     name = escape(row["run"])
     if row["report"] is not None:
         name = Markup('<a href="{}">{}</a>').format(row["report"], row["run"])
@@ -149,5 +149,5 @@ def _run_row(row: Mapping[str, Any]) -> Sequence[Any]:
         steps,
         "seeded" if row["seeded"] else "system",
         *(f"{row['scores'][score]['value']:.3f}" if finished else "–" for score in PRICED),
-        duration(row["seconds"]) if row["seconds"] is not None else "unfinished",
+        duration(row["seconds"]) if finished else row["state"],
     ]

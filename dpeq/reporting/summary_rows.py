@@ -79,6 +79,8 @@ def _read(path: Path, below: Path | None) -> _Run:
         plan = read_plan(path / "plan.json")
         facts = ledger_facts(path / "ledger.jsonl", plan)
     steps = read_spent(path).steps
+    if not finished and steps == plan.steps:
+        row["state"] = "failed"  # it has spent everything and was not scored, unless that is going on
     loss = spent(plan, steps)
     row |= {
         "model": label_of(start.settings["model.name"], start.settings.get("model.group")),

@@ -125,9 +125,14 @@ def scope_sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "whose intervals stand in each run's own report. Each is at 95 % by itself, not all of them together.",
         "A run without privacy is the same training without noise; its gradients are clipped alike.",
     ]
-    unfinished = [row for row in rows if row["state"] == "unfinished"]
+    unfinished, failed = (sum(row["state"] == state for row in rows) for state in ("unfinished", "failed"))
     if unfinished:
-        told.append(f"{_count(len(unfinished), 'run')} unfinished: listed with what was spent, and in no mean.")
+        told.append(f"{_count(unfinished, 'run')} unfinished: listed with what was spent, and in no mean.")
+    if failed:
+        told.append(
+            f"{_count(failed, 'run')} failed: all steps are spent, but there are no scores. Means are of the runs that "
+            "could be scored; if it was a run's result that it could not be, they are better than the training is."
+        )
     return told
 
 

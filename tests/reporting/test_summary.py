@@ -174,6 +174,19 @@ def test_other_settings_are_no_repetitions(tmp_path, runs):
     assert names == ["cnn-twin (training.lr=0.5)", "cnn-twin (training.lr=0.1)"]
 
 
+def test_a_run_that_could_not_be_scored_is_told_beside_the_means(tmp_path, runs):
+    before = build_summary(runs[:2])
+    assert "failed" not in " ".join(before["scope"])
+    failed = lay_down(tmp_path, cell_config(tmp_path, "failed", 8.0), finished=False)  # after its last step
+    summary = build_summary([*runs[:2], failed])
+    assert {row["run"]: row["state"] for row in summary["runs"]}["failed"] == "failed"
+    told = "One run failed: all steps are spent, but there are no scores. Means are of the runs that could be scored"
+    assert told in summary["scope"][-1]
+    assert (summary["privacy"]["private_runs"], summary["privacy"]["unfinished_private_runs"]) == (3, 0)
+    assert summary["privacy"]["epsilon"] > before["privacy"]["epsilon"]
+    assert "<td>failed</td>" in re.sub(r"<td[^>]*>", "<td>", render_summary(summary))
+
+
 def test_deltas_that_differ_are_said(tmp_path, runs):
     smaller = lay_down(tmp_path, cell_config(tmp_path, "smaller", 8.0), delta=1e-4)
     privacy = build_summary([runs[0], smaller])["privacy"]
