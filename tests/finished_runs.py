@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmarks.killable import make_config
 from dpeq.config import RunConfig, write_config
 from dpeq.data.cards import load_card
 from dpeq.evaluation.metrics import evaluate_predictions
 from dpeq.privacy import accounting
-from dpeq.privacy.ledger import Ledger
+from dpeq.privacy.ledger import Ledger, read_ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.training.start import Start, settings_of
 
@@ -117,4 +119,36 @@ def _finish(folder: Path, config: RunConfig, plan: PrivacyPlan, start: Start, au
         "data": {**data, "classes": ["a", "b"]},
     }
     (folder / "run.json").write_text(json.dumps(run))
-    (folder / "report.html").touch()
+    for name in ("report.html", "report.json"):
+        (folder / name).touch()
+
+
+def without_end(folder: Path) -> None:
+    """Takes the note "end" from the ledger, as runs had none at first: weights and run.json are pinned no more."""
+    *lines, last = (folder / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    assert json.loads(last)["kind"] == "end"
+    (folder / "ledger.jsonl").write_bytes(b"".join(lines))
+
+
+def begun_with(folder: Path, **settings: Any) -> None:
+    """The run as if it had begun with other ``settings`` ("evaluation__weights"): file by file, ledger and all."""
+    settings = {name.replace("__", "."): value for name, value in settings.items()}
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for name, value in settings.items():
+        *sections, key = name.split(".")
+        place = config
+        for section in sections:
+            place = place[section]
+        place[key] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    start = Start.read(folder)
+    start = replace(start, settings=start.settings | settings)
+    start.write(folder)
+    steps = read_ledger(folder / "ledger.jsonl").steps
+    (folder / "ledger.jsonl").unlink()
+    with Ledger.create(folder / "ledger.jsonl", PrivacyPlan.read(folder / "plan.json")) as ledger:
+        start.check_ledger(ledger)
+        for step in range(1, steps + 1):
+            ledger.spend(step)
+    for path in (folder / "checkpoints").glob("step-*"):
+        path.unlink()

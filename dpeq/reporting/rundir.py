@@ -12,7 +12,7 @@ from typing import Any
 from dpeq.errors import ConfigError, DataError
 from dpeq.privacy.ledger import LedgerEntries, read_ledger
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.training.evidence import check_checkpoints, check_complete
+from dpeq.training.evidence import check_checkpoints, check_complete, check_end, weights_sha256
 
 __all__ = ["LedgerFacts", "RunDirectory", "ledger_facts", "read_plan", "read_run"]
 
@@ -58,6 +58,8 @@ class RunDirectory:
     run: dict[str, Any]
     metrics: dict[str, Any]
     config_sha256: str
+    weights_sha256: str | None
+    """Of the file of the weights that were scored; None for an old run whose weights are gone."""
 
 
 def read_run(path: Path) -> RunDirectory:
@@ -70,6 +72,7 @@ def read_run(path: Path) -> RunDirectory:
     metrics = _json(_file(path, "metrics.json"))
     check_complete(path, entries, plan.steps)
     check_checkpoints(path, entries)
+    check_end(path, entries)
     for key, kind in _RUN_KEYS.items():
         if not isinstance(run.get(key), kind):
             raise DataError(
@@ -98,7 +101,8 @@ def read_run(path: Path) -> RunDirectory:
             f"{path / 'run.json'} protects one {run['data'].get('unit')}, plan.json one {plan.unit}; train again."
         )
     config = hashlib.sha256(_file(path, "config.yaml").read_bytes()).hexdigest()
-    return RunDirectory(path, plan, ledger, run, metrics, config)
+    weights = weights_sha256(path, str(metrics["weights"]), entries)
+    return RunDirectory(path, plan, ledger, run, metrics, config, weights)
 
 
 def ledger_facts(path: Path, plan: PrivacyPlan) -> LedgerFacts:

@@ -1,21 +1,34 @@
 """What binds the files of a run folder to each other, and whether it holds; read without loading torch.
 
-The ledger's chain pins ``start.json`` by the note "start". Through that file it pins the settings, the data and the
-randomness of the run, and every checkpoint names its line of the ledger: a ledger that was cut or made anew
-contradicts them. Folders from before there was such a file or note are held together by what they have.
+The ledger's chain pins ``start.json`` by the note "start", and by the note "end" the weights and ``run.json``, once
+training has written them. Through ``start.json`` it pins the settings, the data and the randomness of the run, and
+every checkpoint names its line of the ledger: a ledger that was cut or made anew contradicts them. Folders from before
+there was such a file or note are held together by what they have. None of it is a signature: who makes every file of a
+folder anew, the ledger among them, makes another run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from dpeq.errors import DataError
-from dpeq.privacy.ledger import LedgerEntries
+from dpeq.privacy.ledger import Ledger, LedgerEntries, read_ledger
 
-__all__ = ["check_checkpoints", "check_complete"]
+__all__ = ["WEIGHTS", "check_checkpoints", "check_complete", "check_end", "check_weights", "note_end", "weights_sha256"]
+
+WEIGHTS = {"ema": "final", "raw": "raw"}
+"""File in ``checkpoints`` of the weights that ``evaluation.weights`` names."""
+
+
+def note_end(ledger: Ledger, weights: Mapping[str, bytes], record: bytes) -> None:
+    """The last thing before ``run.json``: pins its bytes ``record``, and those of the ``weights`` by file name."""
+    ledger.note("end", weights={name: _sha256(weights[name]) for name in sorted(weights)}, run_sha256=_sha256(record))
 
 
 def check_complete(folder: Path, entries: LedgerEntries, planned: int) -> None:
@@ -45,3 +58,60 @@ def check_checkpoints(folder: Path, entries: LedgerEntries) -> None:
                 "replaced; restore both from a backup."
             )
         return
+
+
+def check_end(folder: Path, entries: LedgerEntries) -> None:
+    """Raises :class:`DataError` when ``run.json``, or a file of weights that is there, is not what training wrote."""
+    end = _end(entries)
+    if end is None:
+        return
+    if _sha256((folder / "run.json").read_bytes()) != end.get("run_sha256"):
+        raise DataError(f"{folder / 'run.json'} was changed after training wrote it; restore it from a backup.")
+    for name in WEIGHTS.values():
+        path = folder / "checkpoints" / f"{name}.safetensors"
+        if path.is_file():
+            _same_weights(path, path.read_bytes(), end)
+
+
+def check_weights(path: Path, content: bytes) -> None:
+    """Raises :class:`DataError` unless ``content``, read from a run's ``checkpoints/``, is what training wrote there.
+
+    A run without the note "end" is from before there was one, and pins no weights.
+    """
+    end = _end(read_ledger(path.parent.parent / "ledger.jsonl"))
+    if end is not None:
+        _same_weights(path, content, end)
+
+
+def weights_sha256(folder: Path, weights: str, entries: LedgerEntries) -> str | None:
+    """SHA-256 of the file of ``weights`` ("ema", "raw"): as the ledger pins it, else of the file if it is there."""
+    if weights not in WEIGHTS:
+        return None
+    path = folder / "checkpoints" / f"{WEIGHTS[weights]}.safetensors"
+    end = _end(entries)
+    if end is not None:
+        pinned = _pinned(end).get(path.name)
+        return None if pinned is None else str(pinned)
+    return _sha256(path.read_bytes()) if path.is_file() else None
+
+
+def _end(entries: LedgerEntries) -> dict[str, Any] | None:
+    """The last note "end": a crash before ``run.json`` leaves an earlier one, whose weights were written anew."""
+    return next((entry for entry in reversed(entries) if entry["kind"] == "end"), None)
+
+
+def _pinned(end: dict[str, Any]) -> dict[str, Any]:
+    weights = end.get("weights")
+    return weights if isinstance(weights, dict) else {}
+
+
+def _same_weights(path: Path, content: bytes, end: dict[str, Any]) -> None:
+    if _pinned(end).get(path.name) != _sha256(content):
+        raise DataError(
+            f"The checkpoint {path} does not hold the weights that this run's training wrote (the ledger pins their "
+            "SHA-256); restore it from a backup."
+        )
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

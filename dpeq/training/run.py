@@ -28,7 +28,8 @@ from dpeq.training.checkpoint import FOLDER
 from dpeq.training.conditions import code_versions, machine_of
 from dpeq.training.distributed import Ranks
 from dpeq.training.energy import EnergyMeter
-from dpeq.training.files import fingerprint_key, make_folder, new_folder, sync, write_json, write_run_file
+from dpeq.training.evidence import note_end
+from dpeq.training.files import as_json, fingerprint_key, make_folder, new_folder, sync, write_json, write_run_file
 from dpeq.training.follow import agree_on, announce
 from dpeq.training.loop import StepRecord, TrainingResult, train
 from dpeq.training.prepare import (
@@ -249,7 +250,7 @@ def run(
                 raise Interrupted(folder, keeper.saved, plan.steps)
         laps.end("train", keeper.seconds)
         observer.stage("Evaluating")
-        _save(folder, result)
+        saved = _save(folder, result)
         chosen = result.averaged if config.evaluation.weights == "ema" else result.last
         metrics = score(chosen, splits, prepared, device)
         laps.end("evaluate")
@@ -276,6 +277,7 @@ def run(
             "starting_weights": None if weights is None else weights.to_dict(fresh),
             "data": _describe_data(prepared, splits, start.data_sha256),
         }
+        note_end(ledger, saved, as_json(record))
         write_json(folder, "run.json", record)  # the last file: with it, the run is finished
     return Finished(folder, splits)
 
@@ -361,8 +363,11 @@ def _resumption(ledger: Ledger) -> str:
     return f"Training on from step {note['checkpoint_step']}{''.join(fates)}"
 
 
-def _save(folder: Path, result: TrainingResult) -> None:
-    """Weights as safetensors; nothing is ever pickled."""
+def _save(folder: Path, result: TrainingResult) -> dict[str, bytes]:
+    """Weights as safetensors, by file name, as they were written; nothing is ever pickled."""
+    saved = {}
     for name, module in (("final", result.averaged), ("raw", result.last)):
         weights = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
-        write_run_file(folder, f"{FOLDER}/{name}.safetensors", save(weights))
+        saved[f"{name}.safetensors"] = save(weights)
+        write_run_file(folder, f"{FOLDER}/{name}.safetensors", saved[f"{name}.safetensors"])
+    return saved

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
 from dpeq.config import load_config
@@ -22,14 +22,13 @@ from dpeq.evaluation.cases import cases_of
 from dpeq.evaluation.predict import predict_cases
 from dpeq.evaluation.symmetry import measure_symmetry
 from dpeq.models.registry import build_model
+from dpeq.privacy.ledger import read_ledger
+from dpeq.training.evidence import WEIGHTS, check_end, check_weights
 from dpeq.training.files import as_json, fingerprint_key, write_durably
 from dpeq.training.prepare import Prepared, choose_device, load_data, prepare
 from dpeq.training.start import MACHINE_KEYS, fingerprint
 
 __all__ = ["WEIGHTS", "load_weights", "rescore", "score"]
-
-WEIGHTS = {"ema": "final", "raw": "raw"}
-"""File in ``checkpoints`` of the weights that ``evaluation.weights`` names."""
 
 
 class Progress(Protocol):
@@ -116,11 +115,19 @@ def rescore(
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Puts a file of weights into the network that they are of; raises :class:`DataError` when they are not."""
+    """Puts weights of a run into their network.
+
+    Args:
+        path: in the run's ``checkpoints``.
+
+    Raises:
+        DataError: when the file is missing or broken, of another network, or not what this run's training wrote.
+    """
     if not path.is_file():
         raise DataError(f"There is no checkpoint {path}; restore it or train again.")
     try:
-        state = load_file(path)
+        content = path.read_bytes()
+        state = load(content)
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"The checkpoint {path} is broken ({reason}); restore it or train again.") from error
@@ -133,6 +140,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"The checkpoint {path} belongs to another network ({name} has shape {found.get(name)}, not "
             f"{wanted.get(name)}); restore the run's own config.yaml and checkpoint."
         )
+    check_weights(path, content)
     model.load_state_dict(state)
 
 
@@ -150,4 +158,5 @@ def _finished(folder: Path) -> dict[str, Any]:
         record["data"]["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be used ({error}); restore it from a backup.") from error
+    check_end(folder, read_ledger(folder / "ledger.jsonl"))
     return dict(record)

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from finished_runs import without_end
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -262,6 +263,7 @@ def rewrite(path: Path, **changes: torch.Tensor | None) -> None:
 )
 def test_a_checkpoint_that_cannot_be_used_is_named(harm, message, private_run, tmp_path):
     shutil.copytree(private_run, tmp_path / "run")
+    without_end(tmp_path / "run")  # it pins the weights, and any others would be refused
     harm(tmp_path / "run" / "checkpoints" / "final.safetensors")
     with pytest.raises(DataError, match=message) as caught:
         export_run(tmp_path / "run", tmp_path / "out", ["torchscript"])
@@ -274,6 +276,7 @@ def test_a_card_that_changed_since_the_run_is_refused(private_run, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     record["data"]["classes"] = ["pneumonia", "normal"]
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    without_end(tmp_path / "run")  # it pins the record
     with pytest.raises(DataError, match="restore the card"):
         load_trained(tmp_path / "run")
 

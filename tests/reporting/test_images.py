@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.killable import UNITS, make_config
+from benchmarks.killable import UNITS, make_config, make_plan
 from dpeq.config import RunConfig, write_config
 from dpeq.errors import ConfigError, DataError
 from dpeq.models.registry import build_model
+from dpeq.privacy.ledger import Ledger
 from dpeq.reporting.images import chosen, evaluation_images, grey
 from dpeq.training.files import fingerprint_key
 from dpeq.training.prepare import load_data, prepare
@@ -79,6 +80,7 @@ def run(tmp_path_factory):
     save_file(model.state_dict(), folder / "checkpoints" / "final.safetensors")
     found = fingerprint(load_data(prepared), fingerprint_key(folder.parent, make=True))
     (folder / "run.json").write_text(json.dumps({"data": {"sha256": found}}))
+    Ledger.create(folder / "ledger.jsonl", make_plan(2)).close()
     return folder
 
 

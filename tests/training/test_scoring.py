@@ -3,13 +3,14 @@
 import json
 import math
 import shutil
-from hashlib import md5
+from hashlib import md5, sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from finished_runs import begun_with, without_end
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -22,6 +23,8 @@ from dpeq.evaluation.cases import cases_of
 from dpeq.evaluation.operating import choose_thresholds
 from dpeq.evaluation.predict import predict_cases
 from dpeq.models.registry import build_model
+from dpeq.privacy.ledger import read_ledger
+from dpeq.reporting.rundir import read_run
 from dpeq.training.prepare import load_data, prepare
 from dpeq.training.run import run
 from dpeq.training.scoring import load_weights, rescore
@@ -113,16 +116,13 @@ def test_the_symmetry_is_that_of_the_trained_network(finished):
 
 def test_the_weights_are_those_that_the_configuration_names(copy):
     ema = json.loads((copy / "metrics.json").read_text())
-    config = yaml.safe_load((copy / "config.yaml").read_text())
-    config["evaluation"]["weights"] = "raw"
-    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    begun_with(copy, evaluation__weights="raw")
     raw = rescore(copy)
     assert raw["weights"] == "raw"
     assert raw["test"]["brier"] != ema["test"]["brier"]
     state = load_file(copy / "checkpoints" / "raw.safetensors")
     save_file(state, copy / "checkpoints" / "final.safetensors")
-    config["evaluation"]["weights"] = "ema"
-    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    begun_with(copy, evaluation__weights="ema")
     assert rescore(copy)["test"] == raw["test"]
 
 
@@ -134,8 +134,7 @@ def test_other_data_is_refused_and_the_scores_stay(copy, finished, tmp_path, tou
     card = yaml.safe_load(Path(config["data"]["card"]).read_text())
     card["md5"] = md5((tmp_path / "other" / "none.npz").read_bytes(), usedforsecurity=False).hexdigest()
     (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
-    config["data"]["card"] = str(tmp_path / "card.yaml")
-    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    begun_with(copy, data__card=str(tmp_path / "card.yaml"))
     with pytest.raises(DataError, match=r"not the data that .* fingerprint differs\); give the same data"):
         rescore(copy, data_root=tmp_path / "other")
     assert (copy / "metrics.json").read_bytes() == (finished / "metrics.json").read_bytes()
@@ -187,7 +186,43 @@ def test_weights_of_another_network_are_refused(copy):
     state = load_file(path)
     state["classifier.bias"] = torch.zeros(3)
     save_file(state, path)
+    without_end(copy)
     with pytest.raises(DataError, match=r"belongs to another network \(classifier.bias has shape \(3,\), not \(2,\)\)"):
+        rescore(copy)
+
+
+@pytest.mark.parametrize("name", ["final", "raw"])
+def test_weights_that_this_run_did_not_write_are_refused(copy, name):
+    path = copy / "checkpoints" / f"{name}.safetensors"
+    state = load_file(path)
+    state["classifier.bias"] += 1e-6
+    save_file(state, path)
+    with pytest.raises(
+        DataError, match=rf"{name}\.safetensors does not hold the weights that this run's training wrote"
+    ):
+        read_run(copy)
+    if name == "raw":
+        return  # they are not the ones that are scored
+    with pytest.raises(DataError, match="does not hold the weights"):
+        rescore(copy)
+    without_end(copy)  # an old run pins none
+    assert rescore(copy)
+    assert read_run(copy).weights_sha256 == sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_last_line_of_the_ledger_pins_weights_and_record(copy):
+    pinned = read_ledger(copy / "ledger.jsonl")[-1]
+    written = {name: sha256((copy / "checkpoints" / name).read_bytes()).hexdigest() for name in pinned["weights"]}
+    assert pinned["weights"] == written
+    assert written.keys() == {"final.safetensors", "raw.safetensors"}
+    assert read_run(copy).weights_sha256 == written["final.safetensors"]
+    (copy / "checkpoints" / "final.safetensors").unlink()  # weights may lie elsewhere: the ledger still names them
+    assert read_run(copy).weights_sha256 == written["final.safetensors"]
+    record = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(record | {"warnings": ["none"]}))
+    with pytest.raises(DataError, match=r"run\.json was changed after training wrote it"):
+        read_run(copy)
+    with pytest.raises(DataError, match=r"run\.json was changed after training wrote it"):
         rescore(copy)
 
 
