@@ -97,9 +97,9 @@ def _lead(
 
     observer.stage("Writing the report")
     report = build_report(folder, companion=other)
-    write_report(report, folder)
-    send_report(config, folder)
     html, _ = write_report(report, published)
+    write_report(report, folder)  # after the published one: it says that nothing is left to do
+    send_report(config, folder)
     return Outcome(folder, other, report, html)
 
 

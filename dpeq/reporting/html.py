@@ -28,8 +28,8 @@ def write_report(report: dict[str, Any], out_dir: Path) -> tuple[Path, Path]:
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     html_path, json_path = out_dir / "report.html", out_dir / "report.json"
-    write_text(html_path, html)
     write_text(json_path, data)
+    write_text(html_path, html)  # last: where there is a page, all of the report is there
     return html_path, json_path
 
 

@@ -23,14 +23,17 @@ _REFERENCES = {"auc": "guessing", "accuracy": "most frequent class"}
 
 
 def write_summary(summary: dict[str, Any], out_dir: Path) -> tuple[Path, Path]:
-    """Writes ``summary.html`` and ``summary.json`` into ``out_dir``, each whole or not at all; returns their paths."""
+    """Writes ``summary.html`` and ``summary.json`` into ``out_dir``, each whole or not at all; returns their paths.
+
+    The page comes last: where there is one, all of the summary is there.
+    """
     validate(summary)
     text = render_summary(summary)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     html_path, json_path = out_dir / "summary.html", out_dir / "summary.json"
-    write_text(html_path, text)
     write_text(json_path, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(html_path, text)
     return html_path, json_path
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["State", "run_cell", "state_of"]
 
 State = Literal["new", "unfinished", "unreported", "done"]
+_REPORT = ("report.html", "report.json")
 _BEFORE_THE_LEDGER = ("config.yaml", "plan.json", "start.json")
 
 
@@ -46,7 +47,7 @@ def state_of(folder: Path, config: RunConfig) -> State:
             )
     if not (folder / "run.json").is_file():
         return "unfinished"
-    return "done" if (folder / "report.html").is_file() else "unreported"
+    return "done" if all((folder / name).is_file() for name in _REPORT) else "unreported"
 
 
 def run_cell(

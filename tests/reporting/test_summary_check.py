@@ -137,7 +137,10 @@ def test_the_verb_writes_a_summary_and_checks_it(tmp_path, runs, capsys):
     assert f"Left out: {room / 'x-0.log'} is no run." in told
     assert f"Summary: {room / 'reports' / 'summary.html'}" in told
     report_runs(out, [room], folder=None, **options)  # all runs of a folder, summarised beside them
-    assert (room / "summary.json").read_bytes() == (room / "reports" / "summary.json").read_bytes()
+    here, there = (json.loads((place / "summary.json").read_text()) for place in (room, room / "reports"))
+    links = [[row.pop("report") for row in summary["runs"]] for summary in (here, there)]
+    assert links == [[None, *(f"x-{k}/report.html" for k in range(4))], [None] * 5]
+    assert here == there
     check_reports(out, [room, room / "reports" / "summary.json"])
     assert capsys.readouterr().out.count("ok  The runs in") == 2
     with pytest.raises(ConfigError, match="There is no"):

@@ -7,8 +7,9 @@ import pytest
 from finished_runs import STEPS, cell_config, lay_down
 
 from dpeq.errors import ConfigError
+from dpeq.pipeline import train_and_report
 from dpeq.sweep.cell import run_cell, state_of
-from dpeq.training.run import Silent, uninterruptible
+from dpeq.training.run import Finished, Silent, uninterruptible
 
 
 @pytest.fixture
@@ -40,11 +41,14 @@ def test_done_unfinished_and_new(tmp_path, asked):
     ]
 
 
-@pytest.mark.parametrize(("epsilon", "published"), [(8.0, "cell"), (math.inf, "cell-nonprivate")])
-def test_a_run_that_lacks_its_report_alone_gets_it(tmp_path, asked, monkeypatch, epsilon, published):
+@pytest.mark.parametrize(
+    ("epsilon", "published", "missing"),
+    [(8.0, "cell", "report.html"), (math.inf, "cell-nonprivate", "report.html"), (8.0, "cell", "report.json")],
+)
+def test_a_run_that_lacks_its_report_alone_gets_it(tmp_path, asked, monkeypatch, epsilon, published, missing):
     config = cell_config(tmp_path, "cell", epsilon)
     folder = lay_down(tmp_path / "runs", config)
-    (folder / "report.html").unlink()
+    (folder / missing).unlink()
     assert state_of(folder, config) == "unreported"
     written = []
     monkeypatch.setattr("dpeq.reporting.model.build_report", lambda run: {"of": run})
@@ -54,6 +58,21 @@ def test_a_run_that_lacks_its_report_alone_gets_it(tmp_path, asked, monkeypatch,
     go(tmp_path, config)
     assert written == [({"of": folder}, tmp_path / "reports" / published), ({"of": folder}, folder)]
     assert not asked
+
+
+def test_what_says_that_a_run_is_done_is_written_last(tmp_path, monkeypatch):
+    """A sweep that is killed between two of these files finds the run unreported, and writes all of them again."""
+    config = cell_config(tmp_path, "cell", 8.0)
+    folder = lay_down(tmp_path / "runs", config)
+    monkeypatch.setattr("dpeq.pipeline.run", lambda config, **options: Finished(folder, {}))
+    monkeypatch.setattr("dpeq.reporting.model.build_report", lambda run, companion=None: {})
+    for name in ("validate", "render_html"):
+        monkeypatch.setattr(f"dpeq.reporting.html.{name}", lambda report: "")
+    written = []
+    monkeypatch.setattr("dpeq.reporting.html.write_text", lambda path, text: written.append(path))
+    train_and_report(config, runs=tmp_path / "runs", reports=tmp_path / "reports")
+    places = (tmp_path / "reports" / "cell", folder)
+    assert written == [place / name for place in places for name in ("report.json", "report.html")]
 
 
 @pytest.mark.parametrize("finished", [True, False])
