@@ -372,6 +372,9 @@ def report(
     companion: Annotated[Path | None, typer.Option("--companion", help="A non-private run to show beside.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; the run directory by default.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Verify reports instead.")] = False,
+    of_run: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN", help="With --check: the run, where it is not beside.")
+    ] = None,
     pdf: Annotated[bool, typer.Option("--pdf", help="Also write report.pdf.")] = False,
     images: Annotated[
         int | None,
@@ -394,8 +397,10 @@ def report(
         given = (companion, out, images, images_per_patient, data_root)
         if pdf or any(value is not None for value in given):
             raise ConfigError("--check only reads; leave the other options out.")
-        check_reports(_out, runs)
+        check_reports(_out, runs, of_run)
         return
+    if of_run is not None:
+        raise ConfigError("--run belongs to --check; give --check as well, or leave it out.")
     report_runs(
         _out,
         runs,

@@ -16,10 +16,16 @@ from dpeq.privacy import accounting
 __all__ = ["check_reports", "report_runs"]
 
 
-def check_reports(out: Console, paths: Sequence[Path]) -> None:
-    """Verifies each report.json, or that of each run folder; raises :class:`DataError` at the first that is false."""
+def check_reports(out: Console, paths: Sequence[Path], run: Path | None = None) -> None:
+    """Verifies each report.json, or that of each run folder; raises :class:`DataError` at the first that is false.
+
+    ``run`` is the folder of the one report's run, where it does not lie beside.
+    """
+    if run is not None and len(paths) != 1:
+        raise ConfigError("--run names the run of one report; name one report, or leave --run out.")
     with accounting.session("pld"):  # its library loads while this process still imports
         from dpeq.reporting.check import check_report
+        from dpeq.reporting.check_run import UNVERIFIED
         from dpeq.reporting.summary_check import check_summary, is_summary
 
         for path in paths:
@@ -29,8 +35,11 @@ def check_reports(out: Console, paths: Sequence[Path]) -> None:
                 report = path / ("report.json" if one else "summary.json")
             if len(paths) > 1:
                 out.print(f"{report}:", soft_wrap=True)
-            for line in check_summary(report) if is_summary(report) else check_report(report):
-                out.print(f"ok  {line}", soft_wrap=True)
+            summary = is_summary(report)
+            if summary and run is not None:
+                raise ConfigError("--run names the run of a report, and this is a summary; leave --run out.")
+            for line in check_summary(report) if summary else check_report(report, run_dir=run):
+                out.print(line if line.startswith(UNVERIFIED) else f"ok  {line}", soft_wrap=True)
 
 
 def report_runs(

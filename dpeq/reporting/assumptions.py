@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from dpeq.reporting.guarantee import Spent
-from dpeq.reporting.rundir import RunDirectory
+from dpeq.privacy.plan import PrivacyPlan
+from dpeq.reporting.audit import contradiction
 
 __all__ = ["list_assumptions"]
 
 Kind = Literal["attention", "assumption", "not_covered"]
 
 
-def list_assumptions(
-    source: RunDirectory,
-    loss: Spent,
-    *,
-    audited: str | None = None,
-    images_per_patient: int | None = None,
-    images: bool = False,
-) -> list[dict[str, str]]:
-    """Entries ``{"kind", "title", "text"}``, the ones that need attention first.
+def list_assumptions(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Entries ``{"kind", "title", "text"}``, the ones that need attention first, for a report without them.
 
-    ``audited`` is :func:`dpeq.reporting.audit.contradiction`; with ``images_per_patient`` the report also says what
-    holds for all images of one patient, with ``images`` it shows some.
+    They follow from the report's other entries alone, so a check can write them again.
     """
+    plan = PrivacyPlan.from_dict(report["plan"])
     shown = (
         "Images of people are shown",
         "This report was asked to show images of the test split. The guarantee does not cover them, and they may "
         "identify people: pass it on only where the images themselves may go.",
     )
     entries: list[tuple[Kind, str, str]] = [
-        *_attention(source, loss, audited, images_per_patient),
-        *([("attention", *shown)] if images else ()),
-        *(_assumptions(source) if source.plan.private else ()),
-        *_not_covered(source),
+        *_attention(report, plan),
+        *([("attention", *shown)] if report["images"] is not None else ()),
+        *(_assumptions(report, plan) if plan.private else ()),
+        *_not_covered(report, plan),
     ]
     return [{"kind": kind, "title": title, "text": text} for kind, title, text in entries]
 
 
-def _attention(
-    source: RunDirectory, loss: Spent, audited: str | None, images_per_patient: int | None
-) -> list[tuple[Kind, str, str]]:
-    plan, run = source.plan, source.run
+def _attention(report: Mapping[str, Any], plan: PrivacyPlan) -> list[tuple[Kind, str, str]]:
+    guarantee, run, group = report["guarantee"], report["provenance"], report["group_risk"]
+    steps, epsilon = guarantee["steps"], guarantee["epsilon"]
+    audited = contradiction(report["audit"], plan, steps, math.inf if epsilon == "inf" else epsilon)
     found: list[tuple[str, str]] = []
     if audited is not None:
         found.append(
@@ -75,15 +70,15 @@ def _attention(
                 f"{_places(run)}; let none of that leave the house.",
             )
         )
-    if loss.note:
-        found.append(("Accountant", loss.note))
+    if guarantee["accountant_note"]:
+        found.append(("Accountant", guarantee["accountant_note"]))
     if run.get("stopped"):
         found.append(("Stopped early", f"Training ended before its last step: {run['stopped']}."))
-    if plan.private and not loss.complete:
+    if plan.private and not guarantee["complete"]:
         found.append(
             (
                 "Fewer steps than planned",
-                f"The ledger shows {loss.steps:,} of {plan.steps:,} steps. The guarantee is stated for the steps that "
+                f"The ledger shows {steps:,} of {plan.steps:,} steps. The guarantee is stated for the steps that "
                 "were spent.",
             )
         )
@@ -97,11 +92,11 @@ def _attention(
             else "No step was lost; steps that a seeded run repeats are the same releases and are counted once."
         )
         found.append(("The run was interrupted", f"It was resumed {times}. {fate}"))
-    if source.ledger.torn:
+    if torn := report["ledger"]["torn"]:
         found.append(
             (
                 "Torn last line in the ledger",
-                f"{source.ledger.torn} Lines are written before the step they announce, so no step can have been "
+                f"{torn} Lines are written before the step they announce, so no step can have been "
                 "taken without one; all other lines are intact.",
             )
         )
@@ -111,8 +106,8 @@ def _attention(
                 "One image is protected, not one patient",
                 "Somebody with several images in the data is protected less than the figures for one image say. "
                 + (
-                    f"What holds for {images_per_patient:,} images of one patient is stated beside them"
-                    if images_per_patient is not None
+                    f"What holds for {group['group']:,} images of one patient is stated beside them"
+                    if group is not None
                     else "How much less, 'dpeq report RUN --images-per-patient K' works out for the most images that "
                     "one patient has"
                 )
@@ -120,7 +115,7 @@ def _attention(
                 "independent.",
             )
         )
-    test = source.metrics["test"]
+    test = report["utility"]
     if test.get("absent_classes"):
         found.append(
             (
@@ -137,17 +132,16 @@ def _attention(
                 "looks certain and is not.",
             )
         )
-    found.extend(("Warning of the run", str(text)) for text in run["warnings"])
+    found.extend(("Warning of the run", str(text)) for text in run.get("warnings", ()))
     return [("attention", title, text) for title, text in found]
 
 
-def _places(run: dict[str, Any]) -> str:
+def _places(run: Mapping[str, Any]) -> str:
     """Where private quantities lie: what trackers wrote, and whatever kept the output of the run."""
     return ", ".join([*map(str, run.get("tracking", ())), "any file that its output went to"])
 
 
-def _assumptions(source: RunDirectory) -> list[tuple[Kind, str, str]]:
-    plan = source.plan
+def _assumptions(report: Mapping[str, Any], plan: PrivacyPlan) -> list[tuple[Kind, str, str]]:
     found = [
         (
             "The data holder is trusted",
@@ -172,7 +166,7 @@ def _assumptions(source: RunDirectory) -> list[tuple[Kind, str, str]]:
             "outside what it can know.",
         ),
     ]
-    if weights := source.run.get("starting_weights"):
+    if weights := report["provenance"].get("starting_weights"):
         found.append(
             (
                 "Starting weights",
@@ -209,7 +203,7 @@ def _assumptions(source: RunDirectory) -> list[tuple[Kind, str, str]]:
     return [("assumption", title, text) for title, text in found]
 
 
-def _not_covered(source: RunDirectory) -> list[tuple[Kind, str, str]]:
+def _not_covered(report: Mapping[str, Any], plan: PrivacyPlan) -> list[tuple[Kind, str, str]]:
     found = [
         (
             "Validation and test images",
@@ -222,13 +216,13 @@ def _not_covered(source: RunDirectory) -> list[tuple[Kind, str, str]]:
             "de-identify the images first. Images whose header declares burned-in text are counted by 'dpeq index' and "
             "marked in its manifest.",
         ),
-        _fairness(source.metrics["test"]),
+        _fairness(report["utility"]),
         (
             "Fitness for clinical use",
             "Scores on one test set are no clinical validation, and this report is no approval as a medical device.",
         ),
     ]
-    if source.plan.private:
+    if plan.private:
         found[1:1] = [
             (
                 "Choosing hyper-parameters",

@@ -1,8 +1,10 @@
-"""Verifies a finished ``report.json`` without trusting it: schema, accountants, risk, scores, the run if at hand."""
+"""Verifies a finished ``report.json`` without trusting it: schema, accountants, risk, scores; run and page if at hand.
+
+A sentence that begins with :data:`~dpeq.reporting.check_run.UNVERIFIED` names what was not verified, and why not.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,11 @@ from dpeq.errors import ConfigError, DataError
 from dpeq.privacy import accounting
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.assumptions import list_assumptions
-from dpeq.reporting.audit import read_audit
 from dpeq.reporting.check_privacy import Disagreement, check_accountants, check_guarantee, check_risk
+from dpeq.reporting.check_run import WITHOUT_RUN, check_page, check_run, difference
 from dpeq.reporting.check_utility import check_utility
 from dpeq.reporting.checklist import checklist
-from dpeq.reporting.guarantee import spent
 from dpeq.reporting.model import validate
-from dpeq.reporting.rundir import RunDirectory, ledger_facts, read_plan, read_run
 from dpeq.reporting.strict import not_finite, read_strict
 
 __all__ = ["Disagreement", "check_contents", "check_report"]
@@ -26,10 +26,11 @@ def check_report(path: Path, *, run_dir: Path | None = None) -> list[str]:
     """Raises :class:`DataError` when ``path`` does not hold together; returns a sentence for each thing verified.
 
     Epsilon, all accountants and the whole risk are computed anew from the constants of the plan and the number of
-    steps in the ledger; sentences must carry their numbers; scores must agree with each other as far as counts can
-    tell. With ``run_dir`` (or when ``plan.json`` and ``ledger.jsonl`` lie beside the report) the ledger and the scores
-    are read and compared, too. Without the run, the ends of intervals, and scores that no count fixes (such as the
-    Brier score), are not verified.
+    steps in the ledger; sentences, assumptions and points of attention must follow from the report's own entries;
+    scores must agree with each other as far as counts can tell; ``report.html`` beside the report must show it. With
+    ``run_dir`` (or when ``plan.json`` and ``ledger.jsonl`` lie beside the report) every entry that the run's files
+    decide is read anew and compared. What could not be verified is said in sentences that begin with
+    :data:`~dpeq.reporting.check_run.UNVERIFIED`.
     """
     path = Path(path)
     try:
@@ -43,7 +44,10 @@ def check_report(path: Path, *, run_dir: Path | None = None) -> list[str]:
             done += check_contents(report)
             folder = Path(run_dir) if run_dir is not None else path.parent
             if run_dir is not None or all((folder / name).is_file() for name in ("plan.json", "ledger.jsonl")):
-                done += _check_run(report, folder)
+                done += check_run(report, folder)
+            else:
+                done.append(WITHOUT_RUN)
+            done += check_page(path, report)
         except Disagreement as error:
             raise DataError(f"{path} does not hold together: {error}; do not rely on it.") from error
     return done
@@ -74,7 +78,16 @@ def check_contents(report: dict[str, Any]) -> list[str]:
     done.append("Scores, counts and curves agree with each other.")
     if report["checklist"] != checklist({key: value for key, value in report.items() if key != "checklist"}):
         raise Disagreement("the answers of the checklist do not follow from the report")
+    told = list_assumptions({key: value for key, value in report.items() if key != "assumptions"})
+    if differs := difference(report["assumptions"], told, "assumptions"):
+        raise Disagreement(f"the assumptions and points of attention do not follow from the report ({differs})")
+    done.append("Checklist, assumptions and points of attention follow from the other entries.")
     return done
+
+
+def _scored(report: dict[str, Any]) -> tuple[Any, ...]:
+    other = report["companion"]
+    return report["utility"], report["validation"], None if other is None else other["utility"]
 
 
 def _check_plan(report: dict[str, Any], plan: PrivacyPlan) -> str:
@@ -84,48 +97,13 @@ def _check_plan(report: dict[str, Any], plan: PrivacyPlan) -> str:
     for key in ("delta", "unit", "neighbouring", "private"):
         if guarantee[key] != getattr(plan, key):
             raise Disagreement(f"the guarantee says {key} {guarantee[key]!r}, the plan {getattr(plan, key)!r}")
+    if report["data"]["unit"] != plan.unit:
+        raise Disagreement(f"the data protect one {report['data']['unit']}, the plan one {plan.unit}")
+    if any(part is not None and part["classes"] != report["data"]["classes"] for part in _scored(report)):
+        raise Disagreement("the scores are of other classes than the data's")
     steps = report["ledger"]["steps"]
     if steps > plan.steps:
         raise Disagreement(f"the ledger has {steps} steps, the plan allows {plan.steps}")
     if guarantee["steps"] != steps or guarantee["complete"] != (steps == plan.steps):
         raise Disagreement(f"the guarantee is stated for {guarantee['steps']} steps, the ledger has {steps}")
     return "The guarantee agrees with the plan and with the steps in the ledger."
-
-
-def _check_run(report: dict[str, Any], folder: Path) -> list[str]:
-    plan = read_plan(folder / "plan.json")
-    if plan.sha256 != report["provenance"]["plan_sha256"]:
-        raise Disagreement(f"{folder / 'plan.json'} is not the plan of this report")
-    facts = ledger_facts(folder / "ledger.jsonl", plan)
-    if (facts.head, facts.steps) != (report["ledger"]["head"], report["ledger"]["steps"]):
-        raise Disagreement(f"the ledger in {folder} has grown or changed since; build the report again")
-    done = [f"The ledger in {folder} is unbroken and ends in the hash that the report names."]
-    if not (folder / "metrics.json").is_file():
-        return done
-    source = read_run(folder)
-    _check_files(report, source, folder)
-    return [*done, f"Scores and warnings are those of the files in {folder}."]
-
-
-def _check_files(report: dict[str, Any], source: RunDirectory, folder: Path) -> None:
-    metrics = source.metrics
-    told = {key: value for key, value in report["utility"].items() if key not in ("weights", "split")}
-    for name, said, found in (
-        ("part on test scores", told, metrics["test"]),
-        ("choice of weights", report["utility"]["weights"], metrics["weights"]),
-        ("part on validation scores", report["validation"], metrics.get("val")),
-        ("symmetry", report["symmetry"], metrics.get("symmetry")),
-        ("audit", report["audit"], read_audit(folder)),
-    ):
-        if said != found:
-            raise Disagreement(f"its {name} is not what lies in {folder}; build the report again")
-    group = report["group_risk"]
-    loss = spent(source.plan, source.ledger.steps)
-    told_warnings = list_assumptions(
-        source,
-        loss,
-        images_per_patient=None if group is None else group["group"],
-        images=report["images"] is not None,
-    )
-    if report["assumptions"] != json.loads(json.dumps(told_warnings)):
-        raise Disagreement(f"its warnings and assumptions are not those of the files in {folder}")

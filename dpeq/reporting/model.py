@@ -16,14 +16,14 @@ from dpeq.privacy.remembered import remembered_curve
 from dpeq.privacy.risk import Risk, assess
 from dpeq.reporting.accountants import compared
 from dpeq.reporting.assumptions import list_assumptions
-from dpeq.reporting.audit import contradiction, read_audit
+from dpeq.reporting.audit import read_audit
 from dpeq.reporting.checklist import checklist
 from dpeq.reporting.guarantee import Spent, readers, sampling, spent, statement
 from dpeq.reporting.risks import group_risk
 from dpeq.reporting.rundir import RunDirectory, read_run
 from dpeq.resources import asset
 
-__all__ = ["SCHEMA_VERSION", "build_report", "validate"]
+__all__ = ["SCHEMA_VERSION", "build_report", "recorded", "validate"]
 
 SCHEMA_VERSION = "2.0"
 
@@ -59,10 +59,9 @@ def build_report(
 def _report(
     source: RunDirectory, companion: Path | None, images_per_patient: int | None, images: dict[str, Any] | None
 ) -> dict[str, Any]:
-    plan, run, steps = source.plan, source.run, source.ledger.steps
+    plan, steps = source.plan, source.ledger.steps
     loss, risk = spent(plan, steps), assess(plan, steps)
     group = group_risk(plan, steps, images_per_patient)
-    audit = read_audit(source.path)
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "run": source.path.resolve().name,
@@ -70,30 +69,34 @@ def _report(
         "accountants": compared(plan, steps),
         "risk": None if risk is None else risk.to_dict(),
         "group_risk": None if group is None else group.to_dict(),
-        "audit": audit,
+        **recorded(source, companion),
+        "images": images,
+        "epsilon_curve": [[step, eps] for step, eps in remembered_curve(plan)] if plan.private else [],
+    }
+    report["assumptions"] = list_assumptions(report)
+    return {**report, "checklist": checklist(report)}
+
+
+def recorded(source: RunDirectory, companion: Path | None) -> dict[str, Any]:
+    """The entries of the report that its files alone decide: no accountant is asked, so every machine says the same."""
+    plan, run = source.plan, source.run
+    return {
+        "run": source.path.resolve().name,
+        "audit": read_audit(source.path),
         "utility": {**source.metrics["test"], "weights": source.metrics["weights"], "split": "test"},
         "validation": source.metrics.get("val"),
         "companion": _companion(source, Path(companion)) if companion is not None else None,
         "symmetry": source.metrics.get("symmetry"),
-        "images": images,
         "model": run["model"],
         "plan": plan.to_dict(),
         "ledger": {
             "head": source.ledger.head,
-            "steps": steps,
+            "steps": source.ledger.steps,
             "notes": source.ledger.notes,
             "torn": source.ledger.torn,
             "verified": True,
         },
         "data": run["data"],
-        "assumptions": list_assumptions(
-            source,
-            loss,
-            audited=contradiction(audit, plan, steps, loss.epsilon),
-            images_per_patient=images_per_patient,
-            images=images is not None,
-        ),
-        "epsilon_curve": [[step, eps] for step, eps in remembered_curve(plan)] if plan.private else [],
         "resources": {
             "seconds": run["seconds"],
             "peak_memory_mib": run.get("peak_memory_mib"),
@@ -106,7 +109,7 @@ def _report(
             "command": run["command"],
             "started": run["started"],
             "stopped": run.get("stopped"),
-            "seed": run.get("seed"),
+            "seed": None,  # whoever knows it can compute the noise: it does not travel with the guarantee
             "rng": run["rng"],
             "processes": run.get("processes"),
             "log_private_metrics": run["log_private_metrics"],
@@ -121,10 +124,10 @@ def _report(
             "versions": run["versions"],
             "config_sha256": source.config_sha256,
             "plan_sha256": plan.sha256,
+            "weights_sha256": source.weights_sha256,
             "report_dpeq": __version__,
         },
     }
-    return {**report, "checklist": checklist(report)}
 
 
 def _images(source: RunDirectory, count: int | None, data_root: Path | None) -> dict[str, Any] | None:
