@@ -16,6 +16,7 @@ from rich.console import Console
 from dpeq.errors import ConfigError, DpeqError
 
 if TYPE_CHECKING:
+    from dpeq.privacy.plan import PrivacyPlan
     from dpeq.sweep.cell import State
     from dpeq.sweep.grid import Cell
     from dpeq.sweep.pool import Ended
@@ -124,7 +125,7 @@ def _run_all(
     out: Console, err: Console, asked: Asked, cells: Sequence[Cell], folder: Path, reports: Path, *, dry_run: bool
 ) -> None:
     from dpeq.console import duration
-    from dpeq.sweep.forecast import plans_of, price_of, seconds_of
+    from dpeq.sweep.forecast import plans_of, seconds_of
     from dpeq.training.files import make_folder
     from dpeq.training.prepare import prepare
 
@@ -143,7 +144,7 @@ def _run_all(
         soft_wrap=True,
     )
     plans = plans_of(cells)
-    out.print(price_of(list(plans.values()), seeded=asked.seeded), soft_wrap=True)
+    out.print(_price(asked, plans, states, folder), soft_wrap=True)
     work = seconds_of(todo, prepared, plans, threads)
     if todo:
         seconds = max(sum(work.values()) / workers, max(work.values()))
@@ -233,6 +234,16 @@ def _states(cells: Sequence[Cell], folder: Path) -> tuple[dict[str, State], list
         except DpeqError as error:
             refused.append(f"{cell.name}: {error}")
     return states, refused
+
+
+def _price(asked: Asked, plans: Mapping[str, PrivacyPlan], states: Mapping[str, State], folder: Path) -> str:
+    """Of what is in the folder the plan that was really spent; runs outside the grid, and refused cells', count too."""
+    from dpeq.privacy.composition import read_spent
+    from dpeq.sweep.forecast import price_of
+
+    lie = {path.parent.name: read_spent(path).plan for path in sorted(folder.glob("*/ledger.jsonl"))}
+    besides = [plan for name, plan in lie.items() if name not in states]
+    return price_of([lie.get(name, plans[name]) for name in states], besides, seeded=asked.seeded)
 
 
 def _summarise(out: Console, cells: Sequence[Cell], folder: Path, reports: Path, *, show: bool) -> list[str]:

@@ -28,21 +28,33 @@ def plans_of(cells: Sequence[Cell]) -> dict[str, PrivacyPlan]:
     return plans
 
 
-def price_of(plans: Sequence[PrivacyPlan], *, seeded: bool = False) -> str:
-    """What all of them spend together, in words; ``seeded`` runs have seeds that anybody can guess."""
-    private = [plan for plan in plans if plan.private]
-    if not private:
-        return "No cell is private: nothing limits what these runs reveal."
-    delta = min(plan.delta for plan in private)
-    total = compose([Part(plan.sample_rate, plan.noise_multiplier, plan.steps) for plan in private], delta)
-    n, open_ = len(private), len(plans) - len(private)
-    told = f"Repetitions are not free: all {n} private cells together spend" if n > 1 else "The one private cell spends"
-    told += f" at most epsilon {round_up(total.epsilon)} at delta {scientific(delta)} per {private[0].unit}."
-    if private[0].unit == "image":
-        told += " A patient with several images is protected less; data.unit=patient protects patients."
-    if seeded:
-        told += " The seeds are 0, 1, 2 and so on: there is no guarantee against anybody who guesses that."
-    return told + (f" NON-PRIVATE cells, which have no limit: {open_}." if open_ else "")
+def price_of(plans: Sequence[PrivacyPlan], besides: Sequence[PrivacyPlan] = (), *, seeded: bool = False) -> str:
+    """What all of them spend together, in words.
+
+    ``plans`` are of the cells, ``besides`` of runs on the same data that are none: they have spent, too. ``seeded``
+    cells have seeds that anybody can guess.
+    """
+    private, others = ([plan for plan in some if plan.private] for some in (plans, besides))
+    n, open_, k = len(private), len(plans) - len(private), len(others)
+    told = [] if n else ["No cell is private: nothing limits what these runs reveal."]
+    if n or k:
+        together = [*private, *others]
+        delta = min(plan.delta for plan in together)
+        total = compose([Part(plan.sample_rate, plan.noise_multiplier, plan.steps) for plan in together], delta)
+        cells = f"Repetitions are not free: all {n} private cells" if n > 1 else "The one private cell" if n else ""
+        runs = f"{k} private run{'s' if k > 1 else ''} that lie{'s' if k == 1 else ''} in the folder besides"
+        who = f"{cells}, and {runs}," if n and k else cells or f"But the {runs}"
+        told.append(
+            f"{who} {'together spend' if n + k > 1 else 'spends'} at most epsilon {round_up(total.epsilon)} at delta "
+            f"{scientific(delta)} per {together[0].unit}."
+        )
+        if together[0].unit == "image":
+            told.append("A patient with several images is protected less; data.unit=patient protects patients.")
+    if seeded and n:
+        told.append("The seeds are 0, 1, 2 and so on: there is no guarantee against anybody who guesses that.")
+    if n and open_:
+        told.append(f"NON-PRIVATE cells, which have no limit: {open_}.")
+    return " ".join(told)
 
 
 def seconds_of(

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from finished_runs import STEPS, cell_config, lay_down, plan_at
+from finished_runs import DELTA, RATE, SIGMA, STEPS, cell_config, lay_down, plan_at
 from rich.console import Console
 
 from benchmarks.killable import make_config
 from dpeq import sweep_verb
 from dpeq.config import write_config
 from dpeq.privacy import accounting
+from dpeq.privacy.composition import Part, compose
+from dpeq.reporting.numbers import round_up
 from dpeq.sweep.pool import Ended
 from dpeq.sweep_verb import Asked
 
@@ -112,8 +114,14 @@ def test_failures_are_listed_and_the_next_sweep_runs_these_alone(room, pool):
 
 
 def test_runs_that_the_grid_does_not_name_count_too(room, pool):
+    _, out, _ = go(room, dry_run=True, seeds=1)
+    assert "The one private cell spends at most epsilon" in out
     lay_down(room / "out", cell_config(room, "before", 1.0), finished=False, steps=2)
-    assert go(room, seeds=1)[0] == 0
+    code, out, _ = go(room, seeds=1)
+    total = compose([Part(RATE, SIGMA[epsilon], STEPS) for epsilon in (1.0, 8.0)], DELTA).epsilon
+    whom = "The one private cell, and 1 private run that lies in the folder besides, together spend"
+    assert f"{whom} at most epsilon {round_up(total)} at" in " ".join(out.split())
+    assert code == 0
     summary = json.loads((room / "out" / "reports" / "summary.json").read_text())
     assert (summary["privacy"]["private_runs"], summary["privacy"]["unfinished_private_runs"]) == (2, 1)
 
