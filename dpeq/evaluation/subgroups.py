@@ -5,7 +5,12 @@ and cases whose value is unknown, are withheld together. Since the scores of all
 could be had by subtraction; so it, too, must be as large as a group that is shown. Where it is smaller, it is counted
 to the largest group, whose name says so, and its size is not told: neither a small count nor the scores of a few people
 can be worked out from one attribute (complementary suppression; Hundepool et al. 2012, Statistical Disclosure Control,
-chapter 5).
+chapter 5). Scores that speak of single classes ask for :data:`LEAST_PATIENTS` patients of every class, by the same
+rule, and the same scores are left out whether a group has no patient of a class or a few.
+
+Two attributes tell the few cases apart in which two of their groups differ. The later attribute, in the order of
+:data:`dpeq.data.attributes.TITLES`, is then withheld. Groups are compared one with one: what unions of groups, or three
+attributes, come to together is not looked for.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ __all__ = ["LEAST_CASES", "LEAST_PATIENTS", "groups_of_cases", "subgroup_scores"
 LEAST_CASES = 10
 LEAST_PATIENTS = 5
 _WITH_OTHERS = "{} and others too few to show"
+_REPEATS = "Groups by {} are not shown: together with those above they would tell a few cases apart."
 _COMPARED = (("auc", "AUC"), ("balanced_accuracy", "balanced accuracy"), ("accuracy", "accuracy"))
 
 Array = NDArray[np.float64]
@@ -92,7 +98,8 @@ def subgroup_scores(
     An entry has ``attribute``, ``attribute_title``, ``groups``, ``withheld`` (cases that are in none of these) and
     ``note``. A group has ``value``, ``n``, ``patients``, and intervals as those of all cases: ``auc``, ``accuracy``,
     ``balanced_accuracy``, ``sensitivity`` and ``specificity`` (of class 1, for K = 2), ``average_precision``; each is
-    None where the group lacks a class that it needs, the means over classes where it lacks any class of the set.
+    but the accuracy is None where the group, or what is left of all cases without the groups that have these scores,
+    has fewer than :data:`LEAST_PATIENTS` patients of a class of the set.
 
     Raises :class:`DataError` as :func:`~dpeq.evaluation.metrics.evaluate_predictions`.
     """
@@ -102,7 +109,10 @@ def subgroup_scores(
     persons = np.arange(n) if owners is None else np.asarray(owners)
     if patients is not None:
         persons = np.asarray(patients)
+    of_class = [np.flatnonzero(truth == c) for c in np.unique(truth)]
     out = []
+    told: list[Rows] = []  # whose accuracy, and whose class scores, the attributes before this one tell
+    told_by_class: list[Rows] = []
     for attribute, title in TITLES.items():
         values = list(groups.get(attribute, ()))
         if not any(values):
@@ -110,10 +120,22 @@ def subgroup_scores(
         if len(values) != n:
             raise ValueError(f"{len(values)} values of {attribute} for {n} cases")
         shown, withheld, pure = _shown(np.array(values), persons)
+        parts = _parts(shown, n)
+        repeats = any(_few(np.setxor1d(one, other), persons) for one in parts for other in told)
+        if repeats:
+            shown, withheld = {}, n
+        else:
+            told += parts
+        by_class = _scored_by_class(shown, of_class, persons, n)
+        parts = _parts(by_class, n)
+        if any(_few_of_class(np.setxor1d(a, b), of_class, persons) for a in parts for b in told_by_class):
+            by_class = {}
+        else:
+            told_by_class += parts
         entries = []
         for value, rows in shown.items():
             of_group = None if clusters is None else clusters_of(clusters[rows], len(rows))
-            scores = _scores(proba[rows], truth[rows], np.unique(truth), of_group, n_bootstrap, seed)
+            scores = _scores(proba[rows], truth[rows], value in by_class, of_group, n_bootstrap, seed)
             entries.append({"value": value, "n": len(rows), "patients": len(np.unique(persons[rows])), **scores})
         out.append(
             {
@@ -121,7 +143,7 @@ def subgroup_scores(
                 "attribute_title": title,
                 "groups": entries,
                 "withheld": withheld,
-                "note": _note(entries, attribute, all_shown=pure),
+                "note": _REPEATS.format(attribute) if repeats else _note(entries, attribute, all_shown=pure),
             }
         )
     return out
@@ -131,7 +153,7 @@ def _shown(values: NDArray[np.str_], persons: NDArray[Any]) -> tuple[dict[str, R
     """Cases of each group that is shown, by its name; how many cases are withheld; whether none are, nor merged."""
     rows = {str(value): np.flatnonzero(values == value) for value in sorted(set(values.tolist()) - {""}, key=_natural)}
     shown = {value: cases for value, cases in rows.items() if _enough(cases, persons)}
-    rest = np.setdiff1d(np.arange(len(values)), np.concatenate([np.empty(0, np.int64), *shown.values()]))
+    rest = _rest(shown, len(values))
     if not len(rest) or _enough(rest, persons):
         return shown, len(rest), not len(rest)
     if len(shown) < 2:  # nothing to count them to but nearly all cases
@@ -140,6 +162,44 @@ def _shown(values: NDArray[np.str_], persons: NDArray[Any]) -> tuple[dict[str, R
     more = np.union1d(shown[largest], rest)
     named = {_WITH_OTHERS.format(v) if v == largest else v: more if v == largest else c for v, c in shown.items()}
     return named, 0, False
+
+
+def _scored_by_class(
+    shown: Mapping[str, Rows], of_class: Sequence[Rows], persons: NDArray[Any], n: int
+) -> dict[str, Rows]:
+    """The groups whose class scores may be shown; the poorest are left out until the rest of all cases is no poorer."""
+
+    def least(rows: Rows) -> int:
+        return min(len(np.unique(persons[np.intersect1d(rows, cases)])) for cases in of_class)
+
+    kept = {value: rows for value, rows in shown.items() if least(rows) >= LEAST_PATIENTS}
+    while kept:
+        rest = _rest(kept, n)
+        if not len(rest) or least(rest) >= LEAST_PATIENTS:
+            break
+        del kept[min(kept, key=lambda value: least(kept[value]))]
+    return kept
+
+
+def _few_of_class(rows: Rows, of_class: Sequence[Rows], persons: NDArray[Any]) -> bool:
+    """Whether cases that two groups differ in have few patients of a class; none are as few as some."""
+    return len(rows) > 0 and any(
+        len(np.unique(persons[np.intersect1d(rows, cases)])) < LEAST_PATIENTS for cases in of_class
+    )
+
+
+def _parts(groups: Mapping[str, Rows], n: int) -> list[Rows]:
+    """The groups and the rest of all cases, whose scores follow from theirs."""
+    rest = _rest(groups, n)
+    return [*groups.values(), rest] if len(rest) else list(groups.values())
+
+
+def _rest(groups: Mapping[str, Rows], n: int) -> Rows:
+    return np.setdiff1d(np.arange(n), np.concatenate([np.empty(0, np.int64), *groups.values()]))
+
+
+def _few(rows: Rows, persons: NDArray[Any]) -> bool:
+    return len(rows) > 0 and not _enough(rows, persons)
 
 
 def _enough(rows: Rows, persons: NDArray[Any]) -> bool:
@@ -152,21 +212,20 @@ def _natural(value: str) -> list[tuple[int, str]]:
 
 
 def _scores(
-    proba: Array, truth: Rows, all_classes: Rows, clusters: Rows | None, n_bootstrap: int, seed: int
+    proba: Array, truth: Rows, by_class: bool, clusters: Rows | None, n_bootstrap: int, seed: int
 ) -> dict[str, dict[str, float] | None]:
     k = proba.shape[1]
     present = np.unique(truth).tolist()
-    whole = len(present) == len(all_classes)
     correct = (proba.argmax(axis=1) == truth).astype(np.float64)
     member = np.stack([truth == c for c in present]).astype(np.float64)
-    scored = ([1] if k == 2 else present) if whole else []
-    rankings = [Ranking(proba[:, c], truth == c) for c in scored]
+    scored = [1] if k == 2 else present
+    rankings = [Ranking(proba[:, c], truth == c) for c in scored] if by_class else []
 
     def scores(weights: Array) -> dict[str, Array]:
-        recalls = (weights @ (member * correct).T) / (weights @ member.T)
         found = {"accuracy": weights @ correct / weights.sum(axis=1)}
-        found |= {f"recall {c}": recalls[:, i] for i, c in enumerate(present)}
-        if rankings:
+        if by_class:
+            recalls = (weights @ (member * correct).T) / (weights @ member.T)
+            found |= {f"recall {c}": recalls[:, i] for i, c in enumerate(present)}
             areas = np.stack([ranking.areas(weights) for ranking in rankings])  # [classes, 2, B]
             found["auc"], found["average_precision"] = areas.mean(axis=0)
             found["balanced_accuracy"] = recalls.mean(axis=1)

@@ -77,27 +77,128 @@ def test_several_classes_have_means_and_no_sensitivity():
         assert group["sensitivity"] is group["specificity"] is None
 
 
-def test_means_over_classes_are_of_groups_that_have_them_all():
-    """Over other classes they would be other scores, and nothing to compare."""
+def by_class(entry: dict, *unlike: str) -> list[str]:
+    """The groups with class scores; these are there together or not at all."""
+    for group in entry["groups"]:
+        assert group["accuracy"] is not None
+        assert len({group[key] is None for key in SCORES - {"accuracy", *unlike}}) == 1
+    return [group["value"] for group in entry["groups"] if group["auc"] is not None]
+
+
+def with_positives(*counts: tuple[str, int, int]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Values, labels and predictions of groups of so many negative and positive cases each."""
+    values = [value for value, negatives, positives in counts for _ in range(negatives + positives)]
+    labels = np.concatenate([[0] * negatives + [1] * positives for _, negatives, positives in counts])
+    score = np.random.default_rng(0).random(len(labels))
+    return values, labels, np.stack([1 - score, score], axis=1)
+
+
+@pytest.mark.parametrize("positives", [0, 1, 4])
+def test_none_and_few_of_a_class_look_alike(positives):
+    """One positive case among 12 would have its answer told: a sensitivity of 0 or 1. The other group's class scores,
+    subtracted from those of all cases, would tell the same."""
+    values, labels, proba = with_positives(("female", 24, 24), ("male", 12 - positives, positives))
+    (entry,) = subgroup_scores(proba, labels, ("a", "b"), {"sex": values}, n_bootstrap=20)
+    assert len(entry["groups"]) == 2
+    assert by_class(entry) == []
+    assert "accuracy" in entry["note"]
+
+
+def test_five_patients_of_each_class_are_enough_and_the_poorest_hides_a_poor_rest():
+    values, labels, proba = with_positives(("0-9", 7, 5), ("10-19", 24, 24), ("20-29", 20, 9))
+    (entry,) = subgroup_scores(proba, labels, ("a", "b"), {"age": values}, n_bootstrap=20)
+    assert by_class(entry) == ["0-9", "10-19", "20-29"]
+    values, labels, proba = with_positives(("0-9", 8, 4), ("10-19", 24, 24), ("20-29", 20, 9))
+    (entry,) = subgroup_scores(proba, labels, ("a", "b"), {"age": values}, n_bootstrap=20)
+    assert by_class(entry) == ["10-19"]
+    assert len(entry["groups"]) == 3
+
+
+def test_of_several_classes_each_must_have_five_patients():
     proba, labels = predictions(90, k=3)
     order = np.argsort(labels == 2, kind="stable")  # the first 60 cases lack class 2
-    values = ["female"] * 50 + ["male"] * 40
-    (entry,) = subgroup_scores(proba[order], labels[order], ("a", "b", "c"), {"sex": values}, n_bootstrap=20)
-    assert [group["auc"] is None for group in entry["groups"]] == [True, False]
-    assert entry["groups"][0]["balanced_accuracy"] is entry["groups"][0]["average_precision"] is None
-    assert "The largest difference in accuracy is between" in entry["note"]
+    values = ["0-9"] * 30 + (["10-19"] * 10 + ["20-29"] * 20) * 2
+    values[-1:-6:-1] = ["0-9"] * 5
+    names = ("a", "b", "c")
+    (entry,) = subgroup_scores(proba[order], labels[order], names, {"age": values}, n_bootstrap=20)
+    assert by_class(entry, "sensitivity", "specificity") == ["0-9", "10-19", "20-29"]
+    persons = np.arange(90)
+    persons[-5:] = 89  # five cases of one patient
+    (entry,) = subgroup_scores(proba[order], labels[order], names, {"age": values}, patients=persons, n_bootstrap=20)
+    assert by_class(entry, "sensitivity", "specificity") == ["20-29"]
 
 
-def test_what_a_group_of_one_class_cannot_have_is_none():
-    proba, labels = predictions(60, seed=1)
-    order = np.argsort(labels, kind="stable")  # 30 cases of class 0, then of class 1
-    values = ["site 1"] * 20 + ["site 2"] * 40
-    (entry,) = subgroup_scores(proba[order], labels[order], ("a", "b"), {"site": values}, n_bootstrap=20)
-    one, both = entry["groups"]
-    assert {key for key in SCORES if one[key] is not None} == {"accuracy", "specificity"}
-    assert one["specificity"]["value"] == one["accuracy"]["value"]
-    assert None not in both.values()
-    assert "The largest difference in accuracy is between" in entry["note"]
+@given(
+    drawn=st.lists(
+        st.tuples(st.sampled_from("aaabbc"), st.integers(0, 1), st.integers(0, 80)), min_size=40, max_size=150
+    ),
+    other=st.integers(0, 40),
+    shift=st.integers(0, 40),
+)
+def test_no_difference_that_is_told_is_of_few_patients(drawn, other, shift):
+    """Between two groups of two attributes, or their rests: of all cases, and for class scores of each class."""
+    site = np.array([value for value, *_ in drawn])
+    labels = np.array([label for _, label, _ in drawn])
+    labels[:2] = 0, 1
+    patients = np.array([patient for *_, patient in drawn])
+    device = np.array(site)
+    device[shift : shift + other] = "a"
+    values = {"site": site, "device": device}
+    entries = subgroup_scores(
+        np.full((len(drawn), 2), 0.5), labels, ("a", "b"), values, patients=patients, n_bootstrap=1
+    )
+    whole = frozenset(range(len(drawn)))
+
+    def told(entry: dict, only: list[str]) -> list[frozenset[int]]:
+        column = values[entry["attribute"]]
+        named = {v.removesuffix(" and others too few to show"): v for v in (g["value"] for g in entry["groups"])}
+        merged = {name for name, value in named.items() if name != value}
+        groups = {
+            named[n]: frozenset(i for i, v in enumerate(column) if v == n or (n in merged and v not in named))
+            for n in named
+        }
+        kept = [groups[value] for value in only]
+        return [group for group in (*kept, whole.difference(*kept)) if group]
+
+    first, second = [told(e, [g["value"] for g in e["groups"]]) for e in entries]
+    for one in first:
+        for other in second:
+            apart = list(one ^ other)
+            assert not apart or (len(apart) >= LEAST_CASES and len(set(patients[apart])) >= LEAST_PATIENTS)
+    first, second = [told(e, by_class(e)) for e in entries]
+    for one in first + [whole]:
+        for other in second + [whole]:
+            apart = list(one ^ other)
+            for c in (0, 1):
+                assert not apart or len({patients[i] for i in apart if labels[i] == c}) >= LEAST_PATIENTS
+
+
+def test_an_attribute_that_nearly_repeats_another_is_withheld():
+    """Nineteen of the twenty cases of a site are of one device: the twentieth would be told by subtraction."""
+    site, device = ["site 1"] * 20 + ["site 2"] * 40, ["GE"] * 19 + ["Siemens"] * 41
+    first, second = scores({"site": site, "device": device})
+    assert [group["n"] for group in first["groups"]] == [20, 40]
+    assert (second["groups"], second["withheld"]) == ([], 60)
+    assert second["note"] == (
+        "Groups by device are not shown: together with those above they would tell a few cases apart."
+    )
+    _, second = scores({"site": site, "device": ["GE"] * 20 + ["Siemens"] * 40})
+    assert by_class(second) == ["GE", "Siemens"], "the same groups tell nothing more"
+    _, second = scores({"site": site, "device": ["GE"] * 10 + ["Siemens"] * 50})
+    assert len(second["groups"]) == 2
+    few = {"owners": np.arange(60) // 3}
+    _, second = scores({"site": ["site 1"] * 24 + ["site 2"] * 36, "device": ["GE"] * 36 + ["Siemens"] * 24}, **few)
+    assert second["groups"] == [], "twelve cases of four patients"
+
+
+def test_class_scores_of_a_second_attribute_go_where_it_differs_by_few_of_a_class():
+    values, labels, proba = with_positives(("site 1", 30, 30), ("site 2", 12, 1), ("site 2", 30, 30))
+    device = ["GE"] * 73 + ["Siemens"] * 60
+    groups = {"site": values, "device": device}
+    first, second = subgroup_scores(proba, labels, ("a", "b"), groups, n_bootstrap=20)
+    assert by_class(first) == ["site 1", "site 2"]
+    assert len(second["groups"]) == 2
+    assert by_class(second) == []
 
 
 def test_attributes_and_groups_come_in_their_order_and_unknown_attributes_not_at_all():
