@@ -152,15 +152,15 @@ def _run_all(
     if dry_run:
         for cell in cells:
             out.print(f"  {states.get(cell.name, 'refused'):<10}  {cell.name}", soft_wrap=True)
-        _end(out, err, refused, [], None)
+        _end(err, refused, [], None)
         return
     make_folder(folder)
     make_folder(folder / "logs")
     make_folder(reports)
     ended, exit_code = _run_pool(out, asked, cells, todo, folder, reports, workers, threads, work)
-    failed = refused + [f"{one.cell.name}: {one.error}" for one in ended if one.error is not None]
+    failed = [f"{one.cell.name}: {one.error}" for one in ended if one.error is not None]
     failed += _summarise(out, cells, folder, reports, show=True)
-    _end(out, err, failed, ended, exit_code)
+    _end(err, refused, failed, exit_code)
 
 
 def _run_pool(
@@ -202,14 +202,19 @@ def _run_pool(
     return ended, stop.exit_code if stop.signal is not None else None
 
 
-def _end(out: Console, err: Console, failed: Sequence[str], ended: Sequence[Ended], exit_code: int | None) -> None:
-    for sentence in failed:
-        err.print(f"Failed: {sentence}", style="red", soft_wrap=True)
+def _end(err: Console, refused: Sequence[str], failed: Sequence[str], exit_code: int | None) -> None:
+    """``refused`` cells could not be run as they are, ``failed`` ones were tried."""
+    for how, sentences in (("Refused", refused), ("Failed", failed)):
+        for sentence in sentences:
+            err.print(f"{how}: {sentence}", style="red", soft_wrap=True)
     if exit_code is not None:
         err.print("Stopped; the same command goes on.", soft_wrap=True)
         raise typer.Exit(exit_code)
+    if refused:
+        err.print(f"{len(refused)} refused; the same command refuses them again until what is named is changed.")
     if failed:
         err.print(f"{len(failed)} failed; the same command tries again, and goes on where there are checkpoints.")
+    if refused or failed:
         raise typer.Exit(1)
 
 

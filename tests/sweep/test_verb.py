@@ -92,6 +92,8 @@ def test_failures_are_listed_and_the_next_sweep_runs_these_alone(room, pool):
     code, out, err = go(room)
     assert (code, ran) == (1, names)
     assert f"Failed: {names[1]}: It broke. (log: there)" in err
+    assert "1 failed; the same command tries again" in err
+    assert "refused" not in err
     assert "4 cells in " in out
     assert "2 private cells together spend at most epsilon" in out
     assert "A patient with several images is protected less" in " ".join(out.split())
@@ -111,6 +113,8 @@ def test_failures_are_listed_and_the_next_sweep_runs_these_alone(room, pool):
     code, out, err = go(room, overrides=("privacy.delta=1e-4",))  # another sweep into the same folder
     assert (code, ran) == (1, [])
     assert err.count("privacy.delta 0.001, but this sweep says 0.0001") == 4
+    assert "4 refused; the same command refuses them again until what is named is changed." in " ".join(err.split())
+    assert "tries again" not in err
 
 
 def test_runs_that_the_grid_does_not_name_count_too(room, pool):
