@@ -69,7 +69,7 @@ def test_the_command_line_stops_says_how_to_go_on_and_does(shell, monkeypatch, c
     assert dpeq("train", "--resume", "runs/chaos", "training.checkpoint_every=3") == 0
     assert weights(shell / "runs" / "chaos") == untouched
     report = json.loads((shell / "privacy_reports" / "chaos" / "report.json").read_text())
-    assert report["ledger"]["notes"] == {"resume": 1, "start": 1}
+    assert report["ledger"]["notes"] == {"end": 1, "resume": 1, "start": 1}
     assert report["provenance"]["command"] == "dpeq train <path>"
     capfd.readouterr()
     assert dpeq("train", "--resume", "runs/chaos") == 2

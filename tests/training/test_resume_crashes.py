@@ -108,7 +108,7 @@ def test_a_crash_while_evaluating_costs_nothing(room, monkeypatch, untouched):
     folder = room / "runs" / "chaos"
     assert go(room, resume=folder) == folder
     assert weights(folder) == untouched
-    assert build_report(folder)["ledger"]["notes"] == {"resume": 1, "start": 1}
+    assert build_report(folder)["ledger"]["notes"] == {"end": 1, "resume": 1, "start": 1}
 
 
 def test_the_last_step_has_a_checkpoint_whatever_their_distance(room, monkeypatch):
