@@ -12,7 +12,7 @@ from typing import Any
 from dpeq.errors import ConfigError, DataError
 from dpeq.privacy.ledger import LedgerEntries, read_ledger
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.training.evidence import check_checkpoints, check_complete, check_end, weights_sha256
+from dpeq.training.evidence import check_checkpoints, check_complete, check_end, check_start, weights_sha256
 
 __all__ = ["LedgerFacts", "RunDirectory", "ledger_facts", "read_plan", "read_run"]
 
@@ -71,8 +71,9 @@ def read_run(path: Path) -> RunDirectory:
     run = _json(_file(path, "run.json"))
     metrics = _json(_file(path, "metrics.json"))
     check_complete(path, entries, plan.steps)
-    check_checkpoints(path, entries)
+    check_checkpoints(path)
     check_end(path, entries)
+    start = check_start(path, entries)
     for key, kind in _RUN_KEYS.items():
         if not isinstance(run.get(key), kind):
             raise DataError(
@@ -100,6 +101,8 @@ def read_run(path: Path) -> RunDirectory:
         raise DataError(
             f"{path / 'run.json'} protects one {run['data'].get('unit')}, plan.json one {plan.unit}; train again."
         )
+    if start is not None:
+        start.check_record(path / "run.json", run, entries)
     config = hashlib.sha256(_file(path, "config.yaml").read_bytes()).hexdigest()
     weights = weights_sha256(path, str(metrics["weights"]), entries)
     return RunDirectory(path, plan, ledger, run, metrics, config, weights)

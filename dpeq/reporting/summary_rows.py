@@ -11,9 +11,11 @@ from typing import Any
 from dpeq.errors import ConfigError, DataError
 from dpeq.models.labels import label_of
 from dpeq.privacy.composition import read_spent
+from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.guarantee import spent
 from dpeq.reporting.rundir import ledger_facts, read_plan, read_run
+from dpeq.training.evidence import check_checkpoints
 from dpeq.training.start import Start
 
 __all__ = ["SCORES", "number", "read_rows"]
@@ -78,6 +80,8 @@ def _read(path: Path, below: Path | None) -> _Run:
     else:
         plan = read_plan(path / "plan.json")
         facts = ledger_facts(path / "ledger.jsonl", plan)
+        start.check_files(path, read_ledger(path / "ledger.jsonl"))
+        check_checkpoints(path)
     steps = read_spent(path).steps
     if not finished and steps == plan.steps:
         row["state"] = "failed"  # it has spent everything and was not scored, unless that is going on

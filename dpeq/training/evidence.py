@@ -19,8 +19,18 @@ from safetensors import SafetensorError, safe_open
 
 from dpeq.errors import DataError
 from dpeq.privacy.ledger import Ledger, LedgerEntries, read_ledger
+from dpeq.training.start import FILE, Start
 
-__all__ = ["WEIGHTS", "check_checkpoints", "check_complete", "check_end", "check_weights", "note_end", "weights_sha256"]
+__all__ = [
+    "WEIGHTS",
+    "check_checkpoints",
+    "check_complete",
+    "check_end",
+    "check_start",
+    "check_weights",
+    "note_end",
+    "weights_sha256",
+]
 
 WEIGHTS = {"ema": "final", "raw": "raw"}
 """File in ``checkpoints`` of the weights that ``evaluation.weights`` names."""
@@ -40,7 +50,21 @@ def check_complete(folder: Path, entries: LedgerEntries, planned: int) -> None:
         )
 
 
-def check_checkpoints(folder: Path, entries: LedgerEntries) -> None:
+def check_start(folder: Path, entries: LedgerEntries) -> Start | None:
+    """What the run in ``folder`` began with, held against ledger and ``config.yaml``; None for a run without a record.
+
+    Raises :class:`DataError` when they contradict each other, or the ledger knows of a record that is gone.
+    """
+    if not (folder / FILE).is_file() and not any(entry["kind"] == "start" for entry in entries):
+        return None  # from before there was one
+    if not (folder / FILE).is_file():
+        raise DataError(f"{folder} has no {FILE}, which its ledger names; restore it from a backup.")
+    start = Start.read(folder)
+    start.check_files(folder, entries)
+    return start
+
+
+def check_checkpoints(folder: Path) -> None:
     """Raises :class:`DataError` when the newest checkpoint has seen more of the ledger, or another one.
 
     Only its header is read; a damaged file says nothing here, and a folder without checkpoints is not held against it.
@@ -52,6 +76,7 @@ def check_checkpoints(folder: Path, entries: LedgerEntries) -> None:
             step, head, plan = int(facts["step"]), facts["ledger_sha256"], facts["run"]["plan_sha256"]
         except (SafetensorError, OSError, KeyError, ValueError, TypeError):
             continue  # torn or damaged: an older one has seen less, but may be whole
+        entries = read_ledger(folder / "ledger.jsonl")  # after the checkpoint: the run may be going on
         if step > entries.steps or entries.step_heads[step] != head or plan != entries[0]["plan_sha256"]:
             raise DataError(
                 f"The ledger in {folder} is not the one that {path.name} was written under: one of them was cut or "

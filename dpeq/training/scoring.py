@@ -23,7 +23,7 @@ from dpeq.evaluation.predict import predict_cases
 from dpeq.evaluation.symmetry import measure_symmetry
 from dpeq.models.registry import build_model
 from dpeq.privacy.ledger import read_ledger
-from dpeq.training.evidence import WEIGHTS, check_end, check_weights
+from dpeq.training.evidence import WEIGHTS, check_end, check_start, check_weights
 from dpeq.training.files import as_json, fingerprint_key, write_durably
 from dpeq.training.prepare import Prepared, choose_device, load_data, prepare
 from dpeq.training.start import MACHINE_KEYS, fingerprint
@@ -158,5 +158,7 @@ def _finished(folder: Path) -> dict[str, Any]:
         record["data"]["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be used ({error}); restore it from a backup.") from error
-    check_end(folder, read_ledger(folder / "ledger.jsonl"))
+    entries = read_ledger(folder / "ledger.jsonl")
+    check_end(folder, entries)
+    check_start(folder, entries)
     return dict(record)

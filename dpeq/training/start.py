@@ -11,20 +11,23 @@ import hmac
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from dpeq.config import RunConfig, load_config
 from dpeq.data.cards import Card
-from dpeq.data.images import ImageSet
 from dpeq.errors import ConfigError, DataError
-from dpeq.models.weights import sha256_of
-from dpeq.privacy.ledger import Ledger
+from dpeq.privacy.ledger import Ledger, LedgerEntries
 from dpeq.training.files import write_durably
 
-__all__ = ["MACHINE_KEYS", "Start", "fingerprint", "refuse_finished", "resumed_config", "settings_of"]
+if TYPE_CHECKING:
+    from dpeq.data.images import ImageSet  # loads torch, which nobody needs who only reads what a run began with
+
+__all__ = ["FILE", "MACHINE_KEYS", "Start", "fingerprint", "refuse_finished", "resumed_config", "settings_of"]
 
 FILE = "start.json"
 _FORMAT = 1
@@ -47,11 +50,15 @@ Steps are repeated only on the same :func:`~dpeq.training.conditions.machine_of`
 
 def settings_of(config: RunConfig, card: Card) -> dict[str, Any]:
     """Every setting that the result depends on, flat, by its dotted name; infinity is the string "inf"."""
-    flat = dict(_flatten("", config.model_dump(mode="json"))) | dict(_flatten("card.", card.model_dump(mode="json")))
-    kept = {k: v for k, v in flat.items() if not any(k == key or k.startswith(f"{key}.") for key in MACHINE_KEYS)}
+    kept = {
+        **_lasting(config.model_dump(mode="json")),
+        **dict(_flatten("card.", card.model_dump(mode="json"))),
+    }
     if math.isinf(config.privacy.epsilon):
         kept["privacy.epsilon"] = "inf"
     if config.model.weights is not None:
+        from dpeq.models.weights import sha256_of  # loads torch
+
         kept["model.weights"] = sha256_of(config.model.weights)  # by its content, wherever the file lies
     return json.loads(json.dumps(kept, allow_nan=False))
 
@@ -161,6 +168,57 @@ class Start:
                 "replaced; restore both from a backup."
             )
 
+    def check_files(self, folder: Path, entries: LedgerEntries) -> None:
+        """Raises :class:`DataError` when the ledger or ``config.yaml`` in ``folder`` is not what the run began with.
+
+        The file is compared as it was written, without this version's defaults: a setting that is not in both was
+        added or removed by hand.
+        """
+        starts = [entry.get("sha256") for entry in entries if entry["kind"] == "start"]
+        if entries[0]["plan_sha256"] != self.plan_sha256 or (starts != [self.sha256] and (starts or entries.steps)):
+            raise DataError(
+                f"The {FILE} in {folder} is not the one that its ledger belongs to: one of them was "
+                "changed or replaced; restore them from a backup."
+            )
+        path = folder / "config.yaml"
+        try:
+            written = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); restore it.") from error
+        now = _lasting(written if isinstance(written, dict) else {})
+        was = {key: value for key, value in _lasting(self.settings).items() if not key.startswith("card.")}
+        for key in sorted(now.keys() | was.keys()):
+            ours, theirs = now.get(key), was.get(key)
+            if key == "model.weights":  # a path there, a hash here
+                ours, theirs = ours is None, theirs is None
+            if ours != theirs or (key in now) != (key in was):
+                raise DataError(
+                    f"{path} says {key} {now.get(key)!r}, but the run began with {was.get(key)!r}; restore the file "
+                    "from a backup."
+                )
+
+    def check_record(self, path: Path, record: Mapping[str, Any], entries: LedgerEntries) -> None:
+        """Raises :class:`DataError` when the record of the finished run, in ``path``, tells another beginning.
+
+        What an older version did not record is not missed.
+        """
+        resumes = [entry for entry in entries if entry["kind"] == "resume"]
+        data = record["data"] if isinstance(record.get("data"), dict) else {}
+        card = {key: value for key, value in self.settings.items() if key.startswith("card.")}
+        logged = record.get("log_private_metrics")
+        for name, told, was in (
+            *((key, record.get(key), getattr(self, key)) for key in ("command", "started", "rng", "seed")),
+            ("log_private_metrics", logged, self.settings.get("training.log_private_metrics", logged)),
+            ("data.sha256", data.get("sha256"), self.data_sha256),
+            ("data.card", data.get("card") and dict(_flatten("card.", data["card"])), card),
+            ("resumed", record.get("resumed"), len(resumes)),
+            ("steps_lost", record.get("steps_lost"), _lost(self.seed is not None, resumes)),
+        ):
+            if told is not None and told != was:
+                raise DataError(
+                    f"{path} has another {name} than {FILE} and the ledger beside it; restore the run from a backup."
+                )
+
     def check_checkpoint(self, path: str, theirs: Mapping[str, Any]) -> None:
         """Raises :class:`DataError` naming what a checkpoint disagrees on."""
         for name, value in self.identity.items():
@@ -184,6 +242,25 @@ def resumed_config(folder: Path, overrides: list[str], *, data_root: Path | None
     Start.read(folder)
     refuse_finished(folder)
     return load_config(folder / "config.yaml", overrides, data_root=data_root)
+
+
+def _lost(seeded: bool, resumes: Sequence[Mapping[str, Any]]) -> int:
+    """Steps that went into no weights: each process goes on from a checkpoint, and what was spent behind it is lost.
+
+    A checkpoint of step c was written by the last process that had begun before c; its own losses are in it.
+    """
+    if seeded or not resumes:
+        return 0  # a seeded run repeats such steps
+    *before, last = resumes
+    while before and before[-1]["ledger_steps"] >= last["checkpoint_step"]:
+        before.pop()
+    return int(last["ledger_steps"]) - int(last["checkpoint_step"]) + _lost(seeded, before)
+
+
+def _lasting(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration, flat, without :data:`MACHINE_KEYS`."""
+    flat = _flatten("", values)
+    return {k: v for k, v in flat if not any(k == key or k.startswith(f"{key}.") for key in MACHINE_KEYS)}
 
 
 def _flatten(prefix: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
