@@ -122,9 +122,10 @@ def noise_over_the_images(p: Planting) -> None:
     known = p.remember()
 
     def add_noise(real: Any, total: Tensor, *, std: float, stream: Any) -> Tensor:
-        p.reach()
-        public = known["plan"].expected_batch_size
-        return real(total, std=std * public / len(known["images"].images), stream=stream)  # type: ignore[no-any-return]
+        if known:  # not so in the dry step, which has no data
+            p.reach()
+            std *= known["plan"].expected_batch_size / len(known["images"].images)
+        return real(total, std=std, stream=stream)  # type: ignore[no-any-return]
 
     p.replace(optimizer_module, "add_noise", add_noise)
 
@@ -236,6 +237,21 @@ def shuffling(p: Planting) -> None:
     p.replace(loop, "poisson_sample", poisson_sample)
 
 
+def without_replacement(p: Planting) -> None:
+    left: list[int] = []
+
+    def poisson_sample(real: Any, n_units: int, rate: float, coins: Any) -> Tensor:
+        nonlocal left
+        p.reach()
+        size = len(real(n_units, rate, coins))
+        if len(left) < size or max(left, default=0) >= n_units:
+            left = coins.uniform(n_units).argsort().tolist()
+        batch, left = left[:size], left[size:]
+        return torch.tensor(sorted(batch), dtype=torch.int64)
+
+    p.replace(loop, "poisson_sample", poisson_sample)
+
+
 def rate_of_the_data(p: Planting) -> None:
     known = p.remember()
 
@@ -337,20 +353,34 @@ def statistics_of_the_data(p: Planting) -> None:
 # The ledger
 
 
-def ledger_after_the_step(p: Planting) -> None:
-    owed: list[Callable[[], None]] = []
+def _ledger_after(owner: type, method: str) -> Callable[[Planting], None]:
+    """Lines are held back until ``method`` of ``owner`` has been called."""
 
-    def spend(real: Any, self: Ledger, step: int) -> None:
-        owed[:] = [lambda: real(self, step)]
+    def plant(p: Planting) -> None:
+        owed: list[Callable[[], None]] = []
 
-    def apply(real: Any, self: TrainingState, *arguments: Any) -> None:
-        real(self, *arguments)
+        def spend(real: Any, self: Ledger, step: int) -> None:
+            owed[:] = [lambda: real(self, step)]
+
+        def after(real: Any, self: Any, *arguments: Any) -> Any:
+            result = real(self, *arguments)
+            p.reach()
+            while owed:
+                owed.pop()()
+            return result
+
+        p.replace(Ledger, "spend", spend)
+        p.replace(owner, method, after)
+
+    return plant
+
+
+def repeating_resume(p: Planting) -> None:
+    def deck(real: Any, *arguments: Any, repeats: bool) -> Any:
         p.reach()
-        while owed:
-            owed.pop()()
+        return real(*arguments, repeats=True)
 
-    p.replace(Ledger, "spend", spend)
-    p.replace(TrainingState, "apply", apply)
+    p.replace(loop, "_Deck", deck)
 
 
 def forgetful_resume(p: Planting) -> None:
@@ -471,6 +501,13 @@ FAULTS = (
         "the sizes of batches do not vary",
     ),
     Fault(
+        "batches of random sizes without replacement",
+        "who was in a step is not in the next ones",
+        without_replacement,
+        "sampler",
+        "who was in a step decides who is in a later one",
+    ),
+    Fault(
         "rate from the size of the data",
         "the rate tells how many there are, and is not the accountant's",
         rate_of_the_data,
@@ -529,9 +566,16 @@ FAULTS = (
     Fault(
         "ledger written after the step",
         "a crash in between forgets what was released",
-        ledger_after_the_step,
+        _ledger_after(TrainingState, "apply"),
         "ledger",
-        "before the ledger has its line",
+        "changes the weights before the ledger has its line",
+    ),
+    Fault(
+        "ledger written after the gradients",
+        "a unit that makes the step crash is tried again with other coins, until it is not in",
+        _ledger_after(PlanOptimizer, "take_sum"),
+        "ledger",
+        "looks at the data before the ledger has its line",
     ),
     Fault(
         "resume that forgets the ledger",
@@ -544,6 +588,13 @@ FAULTS = (
         "the same, with the check of the checkpoint taken out",
         "as above; weights of five forgotten steps go on under a new ledger",
         forgetful_resume_unchecked,
+        "ledger",
+        "has released more steps than its ledger holds",
+    ),
+    Fault(
+        "resume that repeats steps under a fresh key",
+        "steps since the checkpoint are released twice and spent once",
+        repeating_resume,
         "ledger",
         "has released more steps than its ledger holds",
     ),

@@ -31,6 +31,7 @@ from dpeq.privacy.audit.curves import GaussianCurves
 from dpeq.privacy.audit.many_runs import audit_many_runs
 from dpeq.privacy.gdp import gaussian_epsilon
 from dpeq.privacy.ledger import read_ledger
+from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Randomness, Stream
 from tests.privacy.faults import lab
 from tests.privacy.faults.lab import CLIP, PIXELS, SIGMA, VIEWS, Patient, Trace
@@ -38,8 +39,8 @@ from tests.privacy.faults.lab import CLIP, PIXELS, SIGMA, VIEWS, Patient, Trace
 __all__ = ["GUARDS", "LEVEL", "Caught", "Guard", "count_of_tests", "verdict"]
 
 LEVEL = 1e-7
-"""Of each statistical test. Laws are exact but for the spread of batches and the lags, whose normal approximations are
-within a factor of ten this far out."""
+"""Of each statistical test. Laws are exact or on the safe side, but for the spread of batches and the lags: there the
+normal approximation's true level, by their exact laws, is up to 3.5e-7."""
 
 Guard = Callable[[int, Path], None]
 _done = 0
@@ -149,7 +150,7 @@ def _sampled(trace: Trace, units: int) -> Tensor:
 
 def sampler(seed: int, folder: Path) -> None:
     """Every unit enters every step by a coin of its own with the plan's rate, whoever and however many there are."""
-    rate, steps = 0.25, 30
+    rate, steps = 0.25, 20
     for number, units in enumerate((24, 60)):  # the plan speaks of 40
         minority = np.arange(units) % 5 == 0
         patients: list[Patient] = []
@@ -190,10 +191,10 @@ def noise(seed: int, folder: Path) -> None:
     one = lab.make_data([(0, [lab.blank()])])
     many = _quiet(12)
     runs: dict[str, Trace] = {
-        "of one unit": lab.train(one, lab.make_plan(12), _key(seed, 20), folder),
-        "of many units": lab.train(many, lab.make_plan(24, 0.25), _key(seed, 21), folder),
-        "of empty steps": lab.train(many, lab.make_plan(12, 1e-9), _key(seed, 22), folder),
-        "on two ranks": lab.train_on_two_ranks(many, lab.make_plan(12), _key(seed, 23), folder),
+        "of one unit": lab.train(one, lab.make_plan(8), _key(seed, 20), folder),
+        "of many units": lab.train(many, lab.make_plan(16, 0.25), _key(seed, 21), folder),
+        "of empty steps": lab.train(many, lab.make_plan(8, 1e-9), _key(seed, 22), folder),
+        "on two ranks": lab.train_on_two_ranks(many, lab.make_plan(8), _key(seed, 23), folder),
     }
     for name, trace in runs.items():
         z = (trace.sums / (SIGMA * CLIP)).numpy()
@@ -202,6 +203,9 @@ def noise(seed: int, folder: Path) -> None:
         _test(_two_sided(stats.chi2(z.size), float((z**2).sum())), f"the noise {name} has not the plan's variance")
         _test(_two_sided(stats.norm, float(z.sum() / math.sqrt(z.size))), f"the noise {name} is not centred")
         _test(float(stats.kstest(z.ravel(), "norm").pvalue), f"the noise {name} is not Gaussian")
+    every = torch.cat([trace.sums.flatten() for trace in runs.values()]).numpy() / (SIGMA * CLIP)
+    _test(_two_sided(stats.chi2(every.size), float((every**2).sum())), "the noise has not the plan's variance")
+    _test(_two_sided(stats.norm, float(every.sum() / math.sqrt(every.size))), "the noise is not centred")
 
 
 def _alike(rows: np.ndarray) -> float:
@@ -248,31 +252,8 @@ def auditor(seed: int, folder: Path) -> None:
 def ledger(seed: int, folder: Path) -> None:
     """A step is on the disk before its data is looked at and before the weights change, also after a crash."""
     data = lab.make_data([(0, [_bright(3, 1.0)]), (1, [_bright(5, 1.0)])])
-    first = folder / "order"
-    first.mkdir()
-    taken = 0
-
-    def written() -> int:
-        (path,) = first.glob("*.jsonl")
-        return read_ledger(path).steps
-
-    def look() -> None:
-        if written() <= taken:
-            raise Caught("a step looks at the data before the ledger has its line")
-
-    def change(*_: object) -> None:
-        nonlocal taken
-        if written() <= taken:
-            raise Caught("a step changes the weights before the ledger has its line")
-        taken += 1
-
-    hook = register_optimizer_step_pre_hook(change)
-    try:
-        lab.train(data, lab.make_plan(3), _key(seed, 40), first, look=look)
-    finally:
-        hook.remove()
-    if taken != 3 or written() != 3:
-        raise Caught("the ledger does not hold the steps that were taken")
+    for name, plan in {"empty": lab.make_plan(3, 1e-9), "full": lab.make_plan(3)}.items():
+        _watch_order(data, plan, _key(seed, 40), folder / name)
     second = folder / "resumed"
     second.mkdir()
     plan, drawn = lab.make_plan(8), set()
@@ -291,6 +272,33 @@ def ledger(seed: int, folder: Path) -> None:
     if len(drawn) > entries.steps:
         raise Caught("a run that was resumed has released more steps than its ledger holds")
     if entries.steps != plan.steps:
+        raise Caught("the ledger does not hold the steps that were taken")
+
+
+def _watch_order(data: ImageSet, plan: PrivacyPlan, key: int, folder: Path) -> None:
+    folder.mkdir()
+    taken = 0
+
+    def written() -> int:
+        (path,) = folder.glob("*.jsonl")
+        return read_ledger(path).steps
+
+    def look() -> None:
+        if written() <= taken:
+            raise Caught("a step looks at the data before the ledger has its line")
+
+    def change(*_: object) -> None:
+        nonlocal taken
+        if written() <= taken:
+            raise Caught("a step changes the weights before the ledger has its line")
+        taken += 1
+
+    hook = register_optimizer_step_pre_hook(change)
+    try:
+        lab.train(data, plan, key, folder, look=look)
+    finally:
+        hook.remove()
+    if taken != plan.steps or written() != plan.steps:
         raise Caught("the ledger does not hold the steps that were taken")
 
 

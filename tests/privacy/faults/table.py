@@ -53,9 +53,12 @@ def judge(folder: Path) -> dict[str, Row]:
     """Plants one fault after the other, and asks every guard."""
     rows = {}
     for number, fault in enumerate(FAULTS):
-        with planted(fault) as planting:
-            verdicts = {name: verdict(guard, SEED, folder / f"{number} {name}") for name, guard in GUARDS.items()}
-        rows[fault.name] = Row(planting.reached, verdicts)
+        reached, verdicts = 0, {}
+        for name, guard in GUARDS.items():
+            with planted(fault) as planting:  # for each guard anew: what one broke off must not reach the next
+                verdicts[name] = verdict(guard, SEED, folder / f"{number} {name}")
+            reached += planting.reached
+        rows[fault.name] = Row(reached, verdicts)
     return rows
 
 
