@@ -3,6 +3,9 @@
 Thresholds are chosen on the validation set and applied to the test set: a threshold that is chosen on the set it is
 judged by flatters. Intervals hold for the threshold as it is; they do not cover the luck of choosing it. Predictive
 values hold for the prevalence of the set alone; where a disease is rarer, fewer positive calls are right.
+
+A threshold is the probability of a case of the validation set, rounded down to three digits before anything is counted:
+the exact number would tell that case to whoever has the weights and its image.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ MOST_CLASSES = 10
 """With more classes than these there are no operating points."""
 
 _RATES = ("sensitivity", "specificity", "positive_predictive_value", "negative_predictive_value")
+_GRID = np.arange(1001) / 1000  # of thresholds
 _WANTED = 95  # per cent, of sensitivity or specificity
 
 Array = NDArray[np.float64]
@@ -46,7 +50,7 @@ class Threshold:
 
 
 def choose_thresholds(probabilities: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> tuple[Threshold, ...]:
-    """Thresholds by ``probabilities`` ``[N, K]`` and ``labels`` ``[N]`` of a validation set.
+    """Thresholds of three digits by ``probabilities`` ``[N, K]`` and ``labels`` ``[N]`` of a validation set.
 
     With two classes, of the probability of class 1: the largest value of Youden's J (sensitivity + specificity - 1; of
     equal ones the highest threshold), the highest threshold with a sensitivity of at least 0.95, and the lowest with
@@ -60,7 +64,7 @@ def choose_thresholds(probabilities: ArrayLike, labels: ArrayLike, classes: Sequ
         return ()
     found: list[Threshold] = []
     for c in [1] if len(names) == 2 else np.unique(truth).tolist():
-        thresholds, true, false = _counts(proba[:, c], truth == c)
+        thresholds, true, false = _counts(_rounded(proba[:, c]), truth == c)
         positives, negatives = int(true[-1]), int(false[-1])
         youden = int(np.argmax(true * negatives - false * positives))  # whole numbers: ties are ties
         rule = "threshold with the largest Youden's J (sensitivity + specificity - 1)"
@@ -75,6 +79,11 @@ def choose_thresholds(probabilities: ArrayLike, labels: ArrayLike, classes: Sequ
             rule = "lowest threshold with a specificity of at least 0.95"
             found.append(Threshold("specificity at least 0.95", rule, c, float(thresholds[specific[-1]])))
     return tuple(found)
+
+
+def _rounded(scores: Array) -> Array:
+    """Down to three digits: a score reaches a threshold of three digits if and only if the rounded one does."""
+    return _GRID[np.searchsorted(_GRID, scores, side="right") - 1]
 
 
 def _counts(scores: Array, positive: NDArray[np.bool_]) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:

@@ -1,8 +1,8 @@
 """Whether the scores of one set of cases agree with each other: what counts can tell without the cases.
 
 The confusion matrix fixes accuracy, recalls, precisions and prevalences; a curve fixes the area under it, bins fix the
-calibration error, and the rates of an operating point are shares of whole numbers. Intervals are checked to hold their
-values and no further, and nothing fixes the Brier score: for these the run is asked.
+calibration error up to rounding, and the rates of an operating point are shares of whole numbers. Intervals are checked
+to hold their values and no further, and nothing fixes the Brier score: for these the run is asked.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ __all__ = ["check_utility"]
 
 _EXACT = 1e-9
 _THINNED = 0.01  # what an area may change when its curve is drawn with 200 points
+_ROUNDED = 0.005 + 1e-9  # mean predictions of bins have two digits
+_WIDTH = 1.001 / 15  # a wider bin of the calibration is of several, and says less of the error
 _TIES = 1e-3  # p and 1 - p round apart, and may make ties of their own
 _POINTS = 190  # curves have at most 200 points, and fewer only where that is all of them
 
@@ -152,10 +154,16 @@ def _calibration(utility: Utility, counts: np.ndarray[Any, Any]) -> None:
     positives = counts.sum(axis=1)[1] if len(counts) == 2 else counts.trace()
     if sum(observed) != positives:
         raise Disagreement("the frequencies in the bins of the calibration are not those of the confusion matrix")
-    if any(not row["low"] - _EXACT <= row["predicted"] <= row["high"] + _EXACT for row in bins):
+    if any(not row["low"] - _ROUNDED <= row["predicted"] <= row["high"] + _ROUNDED for row in bins):
         raise Disagreement("a mean prediction lies outside its bin of the calibration")
-    error = sum(abs(row["predicted"] * row["n"] - seen) for row, seen in zip(bins, observed, strict=True))
-    _same("ece and the bins", utility["ece"]["value"], error / utility["n"])
+    least = most = 0.0
+    for row, seen in zip(bins, observed, strict=True):
+        gap, slack = abs(row["predicted"] * row["n"] - seen), _ROUNDED * row["n"]
+        least += max(0.0, gap - slack)
+        joined = row["high"] - row["low"] > _WIDTH  # positive and negative cases may lie in bins of their own
+        most += seen * (1 - row["low"]) + (row["n"] - seen) * row["high"] if joined else gap + slack
+    if not least - _EXACT <= utility["ece"]["value"] * utility["n"] <= most + _EXACT:
+        raise Disagreement(f"ece and the bins: {utility['ece']['value']:.6g} cannot be")
 
 
 def _subgroups(utility: Utility) -> None:

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 Interval = Mapping[str, Any]
-_FEW = 10  # cases in a bin of the calibration; fewer are drawn hollow
+_FEW = 10  # cases in a bin of the calibration; fewer, in a set that has no more, are drawn hollow
 _LABEL = 16  # characters of a class name that fit beside an axis
 
 

@@ -81,7 +81,7 @@ def utility_view(report: dict[str, Any]) -> dict[str, Any]:
             for i, (name, row) in enumerate(zip(utility["classes"], utility["confusion"], strict=True))
         ],
         "calibration": [
-            (f"{row['low']:.2f}–{row['high']:.2f}", numbers.show(row["n"]), f"{row['predicted']:.3f}", row["observed"])
+            (f"{row['low']:.2f}–{row['high']:.2f}", numbers.show(row["n"]), f"{row['predicted']:.2f}", row["observed"])
             for row in utility["calibration"]["bins"]
         ],
         "subgroups": [_subgroup(entry, i, utility) for i, entry in enumerate(utility.get("subgroups", []), 1)],

@@ -18,6 +18,11 @@ def counted(called: np.ndarray, positive: np.ndarray) -> list[float]:
     return [tp / (tp + fn), tn / (tn + fp), tp / (tp + fp), tn / (tn + fn)]
 
 
+def down(score: np.ndarray) -> np.ndarray:
+    """To three digits; what is a hair below one of them is that one."""
+    return np.floor(np.round(score * 1000, 6)) / 1000
+
+
 def values(point: dict) -> list[float]:
     return [point[rate]["value"] for rate in RATES]
 
@@ -38,7 +43,7 @@ def test_thresholds_come_from_validation_and_the_rates_from_the_test_set():
     for point in out:
         assert values(point) == pytest.approx(counted(test[:, 1] >= point["threshold"], test_labels == 1))
         assert point["name"] == "most probable class" or point["rule"].endswith("on the validation set")
-    fpr, tpr, cuts = roc_curve(val_labels, val[:, 1], drop_intermediate=False)
+    fpr, tpr, cuts = roc_curve(val_labels, down(val[:, 1]), drop_intermediate=False)
     assert out[1]["threshold"] == cuts[np.argmax(tpr - fpr)]
     assert out[2]["threshold"] == max(cuts[tpr >= 0.95])
     assert out[3]["threshold"] == min(cuts[fpr <= 0.05 + 1e-9])
@@ -52,13 +57,28 @@ def test_each_threshold_is_the_best_of_all_and_ties_pass_it_together(seed, n, st
     proba, labels = binormal(n, 0.8, seed)
     proba = coarse(proba, steps)
     score, positive = proba[:, 1], labels == 1
-    rates = {t: (np.mean(score[positive] >= t), np.mean(score[~positive] < t)) for t in np.unique(score)}
+    rates = {t: (np.mean(score[positive] >= t), np.mean(score[~positive] < t)) for t in np.unique(down(score))}
     found = {t.name: t.value for t in choose_thresholds(proba, labels, BINARY)}
     best = max(round(a + b, 9) for a, b in rates.values())
     assert found["Youden's J"] == max(t for t, (a, b) in rates.items() if round(a + b, 9) == best)
     assert found["sensitivity at least 0.95"] == max(t for t, (a, _) in rates.items() if a >= 0.95)
     specific = [t for t, (_, b) in rates.items() if b >= 0.95]
     assert found.get("specificity at least 0.95") == (min(specific) if specific else None)
+
+
+def test_no_threshold_is_the_probability_of_a_case():
+    """With the weights and an image at hand, such a number tells whether the image is in the validation set."""
+    val, labels = binormal(200, 1.2, seed=0)
+    for proba, names in ((val, BINARY), (multiclass(90, 3, seed=0)[0], tuple("abc"))):
+        truth = labels if len(names) == 2 else multiclass(90, 3, seed=0)[1]
+        found = choose_thresholds(proba, truth, names)
+        assert len(found) == 3
+        for threshold in found:
+            assert threshold.value == round(threshold.value, 3)
+            assert threshold.value not in proba[:, threshold.positive]
+    points = evaluate_predictions(val, labels, BINARY, n_bootstrap=20)["operating_points"]
+    assert points[2]["sensitivity"]["value"] >= 0.95, "the rates are those of the rounded threshold"
+    assert points[3]["specificity"]["value"] >= 0.95
 
 
 def test_exactly_nineteen_of_twenty_are_95_per_cent():

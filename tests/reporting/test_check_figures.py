@@ -125,7 +125,7 @@ def three_classes() -> dict[str, Any]:
 def test_no_score_that_counts_fix_can_be_changed(report, classes, factor):
     utility = copy.deepcopy(report["utility"]) if classes == 2 else three_classes()
     check_utility(utility, "test")
-    free = {"low", "high", "brier", "bootstrap", "threshold", "roc", "precision_recall", "predicted"}
+    free = {"low", "high", "brier", "ece", "bootstrap", "threshold", "roc", "precision_recall", "predicted"}
     paths = [
         path
         for path in figures(utility)
@@ -165,6 +165,8 @@ def test_intervals_bins_and_curves_must_be_possible(report):
     refuse("run up to recall 1", lambda u: u["precision_recall"]["recall"].reverse())
     refuse("average_precision and the", lambda u: u["precision_recall"].update(precision=[0.9] * 199))
     refuse("outside its bin", lambda u: u["calibration"]["bins"][3].update(predicted=0.9))
+    refuse("ece and the bins", lambda u: u["ece"].update(value=u["ece"]["value"] - 0.04, low=0.0))
+    refuse("ece and the bins", lambda u: u["ece"].update(value=u["ece"]["value"] + 0.04, high=1.0))
     refuse("is missing", lambda u: u["operating_points"][1].update(sensitivity=None))
     refuse(
         "predictive value .* should be given", lambda u: u["operating_points"][1].update(positive_predictive_value=None)
