@@ -16,6 +16,7 @@ from dpeq.reporting.check_privacy import Disagreement, check_accountants, check_
 from dpeq.reporting.check_run import WITHOUT_RUN, check_page, check_run, difference
 from dpeq.reporting.check_utility import check_utility
 from dpeq.reporting.checklist import checklist
+from dpeq.reporting.html import render_html
 from dpeq.reporting.model import validate
 from dpeq.reporting.strict import not_finite, read_strict
 
@@ -47,7 +48,7 @@ def check_report(path: Path, *, run_dir: Path | None = None) -> list[str]:
                 done += check_run(report, folder)
             else:
                 done.append(WITHOUT_RUN)
-            done += check_page(path, report)
+            done += check_page(path, lambda: render_html(report), report["provenance"]["report_dpeq"])
         except Disagreement as error:
             raise DataError(f"{path} does not hold together: {error}; do not rely on it.") from error
     return done

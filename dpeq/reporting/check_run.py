@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
+
 from dpeq import __version__
 from dpeq.reporting.check_privacy import Disagreement
-from dpeq.reporting.html import render_html
 from dpeq.reporting.model import recorded
 from dpeq.reporting.rundir import RunDirectory, ledger_facts, read_plan, read_run
 
@@ -68,19 +70,26 @@ def _companion(report: dict[str, Any], source: RunDirectory) -> Path | None:
     return folder if beside else None
 
 
-def check_page(path: Path, report: dict[str, Any]) -> list[str]:
-    """The page beside ``path`` is drawn anew and compared; raises :class:`Disagreement` when it shows anything else."""
-    page, written_by = path.with_name("report.html"), report["provenance"]["report_dpeq"]
+def check_page(path: Path, draw: Callable[[], str], written_by: str) -> list[str]:
+    """Compares the page beside ``path`` with what ``draw`` makes of it; raises :class:`Disagreement`.
+
+    ``written_by`` is the version of dpeq that wrote ``path``: another one may have drawn the same otherwise.
+    """
+    page = path.with_suffix(".html")
     done = []
     if page.is_file():
-        if page.read_bytes() == render_html(report).encode("utf-8"):
-            done.append("report.html shows this report.")
+        try:
+            drawn = draw()
+        except UndefinedError as error:
+            raise Disagreement(f"it is older than this page and lacks a part ({error}); build it again") from error
+        if page.read_bytes() == drawn.encode("utf-8"):
+            done.append(f"{page.name} shows what {path.name} says.")
         elif written_by == __version__:
-            raise Disagreement("report.html beside it shows something else; build the report again")
+            raise Disagreement(f"{page.name} beside it shows something else; build both again")
         else:
-            done.append(f"{UNVERIFIED}report.html, which dpeq {written_by} drew and this is {__version__}.")
+            done.append(f"{UNVERIFIED}{page.name}, which dpeq {written_by} drew and this is {__version__}.")
     if page.with_suffix(".pdf").is_file():
-        done.append(f"{UNVERIFIED}report.pdf; rely on report.html or report.json.")
+        done.append(f"{UNVERIFIED}{page.stem}.pdf; rely on {page.name} or {path.name}.")
     return done
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+from jinja2 import StrictUndefined, Template
 from typer.testing import CliRunner
 
 from dpeq.cli import app
@@ -14,7 +15,7 @@ from dpeq.errors import ConfigError, DataError
 from dpeq.reporting.check import check_report
 from dpeq.reporting.check_privacy import Disagreement
 from dpeq.reporting.check_run import UNVERIFIED, check_page, check_run, difference
-from dpeq.reporting.html import write_report
+from dpeq.reporting.html import render_html, write_report
 from dpeq.reporting.model import build_report
 
 
@@ -95,14 +96,16 @@ def test_another_run_under_the_companions_name_is_found(true, room, tmp_path, ma
 
 def test_a_page_that_shows_anything_else_is_refused(true, tmp_path):
     page, path = write_report(true, tmp_path)
-    assert "report.html shows this report." in check_report(path)
+    assert "report.html shows what report.json says." in check_report(path)
     page.write_text(page.read_text().replace("Test AUC", "Best AUC"))
     with pytest.raises(DataError, match=r"report\.html beside it shows something else"):
         check_report(path)
     older = copy.deepcopy(true)
     older["provenance"]["report_dpeq"] = "0.0.1"
     (tmp_path / "report.pdf").touch()
-    html, pdf = check_page(path, older)
+    with pytest.raises(Disagreement, match="older than this page and lacks a part"):
+        check_page(path, Template("{{ part }}", undefined=StrictUndefined).render, "0.0.1")
+    html, pdf = check_page(path, lambda: render_html(older), "0.0.1")
     assert html.startswith(f"{UNVERIFIED}report.html, which dpeq 0.0.1 drew")
     assert pdf.startswith(f"{UNVERIFIED}report.pdf")
 

@@ -1,6 +1,7 @@
 """A summary that was changed is refused, wherever it was changed."""
 
 import copy
+import dataclasses
 import json
 import math
 import shutil
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from dpeq.errors import ConfigError, DataError
 from dpeq.privacy import accounting
+from dpeq.privacy.accounting import upper_bound
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.report_verb import check_reports, report_runs
@@ -50,14 +52,120 @@ def written(folder, summary):
 def test_a_true_summary_passes_with_and_without_its_runs(tmp_path, runs, summary):
     alone = check_summary(written(tmp_path, summary))
     assert len(alone) == 5
-    assert alone[-1].startswith("The run folders are not at hand")
+    assert alone[-1].startswith("Not verified: the run folders are not at hand")
     for folder in (runs[0].parent, runs[0].parent / "reports"):
         beside = check_summary(written(folder, summary))
         assert beside[-1].startswith(f"The runs in {runs[0].parent} say the same")
         (folder / "summary.json").unlink()
-    assert "leaves out" not in beside[-1]
-    fewer = build_summary(runs[:3])
-    assert "lie 2 runs that it leaves out" in check_summary(written(tmp_path, fewer), runs=runs[0].parent)[-1]
+    assert len(beside) == 5
+    fewer = build_summary(runs[1:4])  # without a private run and one that was only begun
+    told = check_summary(written(tmp_path, fewer), runs=runs[0].parent)[-1]
+    assert told.startswith("Not verified: that no other run spent anything")
+    assert f"leaves out {runs[0]}, {runs[4]}: what they spent adds" in told
+    without_open = build_summary([*runs[:3], runs[4]])  # what is left out spent nothing
+    assert len(check_summary(written(tmp_path, without_open), runs=runs[0].parent)) == 5
+
+
+def test_a_private_run_that_cannot_be_read_is_told_as_left_out(tmp_path, runs, summary):
+    room = tmp_path / "runs"
+    shutil.copytree(runs[0].parent, room)
+    (room / "broken").mkdir()
+    (room / "broken" / "ledger.jsonl").touch()
+    assert f"leaves out {room / 'broken'}:" in check_summary(written(tmp_path, summary), runs=room)[-1]
+
+
+def test_one_run_that_is_not_at_hand_turns_off_no_check_of_the_others(tmp_path, runs, summary):
+    room = tmp_path / "runs"
+    shutil.copytree(runs[0].parent, room)
+    (room / "x-2").rename(room / "elsewhere")
+    path = written(tmp_path, summary)
+    told = check_summary(path, runs=room)
+    assert "4 of 5 runs are at hand" in told[-2]
+    assert told[-1].startswith("Not verified: x-2: no folder of that name")
+    forged = copy.deepcopy(summary)
+    forged["runs"][0]["seconds"] = 1.0
+    with pytest.raises(DataError, match="seconds is not what lies in"):
+        check_summary(written(tmp_path, forged), runs=room)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda s: s["data"].update(title="CheXpert"), "data/title is not what the runs say"),
+        (lambda s: s["data"].update(classes=["a", "c"]), "data/classes/1 is not what the runs say"),
+        (lambda s: s["runs"][3].update(report="elsewhere/x-2/report.html"), "report is not what lies in"),
+        (lambda s: s["runs"].append(s["runs"][0]), "does not follow|a run twice"),
+    ],
+)
+def test_what_only_the_runs_know_is_held_against_them(tmp_path, runs, change, reason):
+    summary = build_summary(runs, below=runs[0].parent)
+    forged = copy.deepcopy(summary)
+    change(forged)
+    path = written(runs[0].parent, forged)
+    try:
+        with pytest.raises(DataError, match=reason):
+            check_summary(path)
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        *("https://evil.example/x-0/report.html", "//evil.example/x-0/report.html", "../x-0/report.html"),
+        *(
+            "/x-0/report.html",
+            "x-0\\report.html",
+            "report.html",
+            "x-0/page.html",
+            "x-1/report.html",
+            "./x-0/report.html",
+        ),
+    ],
+)
+def test_a_link_that_leads_elsewhere_is_refused(tmp_path, summary, link):
+    forged = copy.deepcopy(summary)
+    row = next(row for row in forged["runs"] if row["run"] == "x-0")
+    for good in ("x-0/report.html", "deeper/x-0-nonprivate/report.html"):
+        row["report"] = good
+        check_summary(written(tmp_path, forged))
+    row["report"] = link
+    with pytest.raises(DataError, match="no report of it"):
+        check_summary(written(tmp_path, forged))
+
+
+def test_a_total_may_fall_short_by_rounding_alone(tmp_path, summary):
+    from dpeq.reporting.summary import compose_rows, privacy_of
+
+    for key in ("epsilon", "rdp"):
+        for share, passes in ((1 - 1e-7, True), (1 - 1e-5, False)):
+            total = compose_rows(summary["runs"])
+            changed = dataclasses.replace(total, **{key: getattr(total, key) * share})
+            forged = {**summary, "privacy": json.loads(json.dumps(privacy_of(summary["runs"], changed)))}
+            path = written(tmp_path, forged)
+            if passes:
+                assert check_summary(path)
+            else:
+                with pytest.raises(DataError, match=f"total {key} .* is below"):
+                    check_summary(path)
+
+
+@pytest.mark.parametrize("change", [{"note": "Certified by the federal office."}, {"accountant": "gaussian"}])
+def test_what_the_total_rests_on_is_computed_and_not_taken(tmp_path, summary, change):
+    from dpeq.reporting.summary import compose_rows, privacy_of
+
+    total = dataclasses.replace(compose_rows(summary["runs"]), **change)
+    forged = {**summary, "privacy": json.loads(json.dumps(privacy_of(summary["runs"], total)))}
+    with pytest.raises(DataError, match=r"privacy/accountant.* does not follow"):
+        check_summary(written(tmp_path, forged))
+
+
+def test_a_page_of_a_summary_that_shows_anything_else_is_refused(tmp_path, summary):
+    page, path = write_summary(summary, tmp_path)
+    assert check_summary(path)[-1] == "summary.html shows what summary.json says."
+    page.write_text(page.read_text().replace("Made-up", "Real"))
+    with pytest.raises(DataError, match=r"summary\.html beside it shows something else"):
+        check_summary(path)
 
 
 def at(summary, *place):
@@ -82,7 +190,13 @@ FORGERIES = {
     "less spent": (("runs", 1, "spent"), lambda value: value / 2, "run x-0 states epsilon"),
     "spent under another target": (("runs", 1, "epsilon"), lambda value: 1.0, "more than its 1"),
     "more noise": (("runs", 0, "noise_multiplier"), lambda value: 5.0, "privacy/epsilon|does not follow"),
-    "fewer steps": (("runs", 0, "steps"), lambda value: 9, "took 9 steps of a plan of 4"),
+    "more steps": (("runs", 0, "steps"), lambda value: 9, "took 9 steps of a plan of 4"),
+    "finished before its end": (("runs", 1, "steps"), lambda value: 3, "is finished and took 3 steps of a plan of 4"),
+    "a little less spent": (
+        ("runs", 1, "spent"),
+        lambda value: upper_bound(0.25, 1.0, 4, 1e-3)[0] * (1 - 1e-5),
+        "run x-0 states epsilon",
+    ),
     "private without noise": (("runs", 3, "private"), lambda value: True, "private by some of its fields"),
     "other data": (("runs", 0, "data_sha256"), lambda value: "0" * 64, "of other data"),
     "a field that is none": (("level",), lambda value: 0.99, "breaks its schema at level"),
