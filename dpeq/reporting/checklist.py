@@ -221,7 +221,9 @@ def _utility(report: dict[str, Any]) -> str:
     if other is None:
         return f"{text}; no run without privacy stands beside."
     network = "the same network" if other["same_network"] else "another network"
-    return f"{text}; {network} without privacy reaches AUC {other['utility']['auc']['value']:.3f}."
+    if other["same_network"] and not other.get("same_settings"):
+        network += ", trained with other settings,"
+    return f"{text}; {network} without privacy reaches AUC {other['utility']['auc']['value']:.3f} (one run each)."
 
 
 def _bias(utility: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from dpeq.reporting.audit import read_audit
 from dpeq.reporting.checklist import checklist
 from dpeq.reporting.guarantee import Spent, readers, sampling, spent, statement
 from dpeq.reporting.risks import group_risk
-from dpeq.reporting.rundir import RunDirectory, read_run
+from dpeq.reporting.rundir import MAY_DIFFER, RunDirectory, read_run
 from dpeq.resources import asset
 
 __all__ = ["SCHEMA_VERSION", "build_report", "recorded", "validate"]
@@ -188,14 +188,25 @@ def _companion(source: RunDirectory, path: Path) -> dict[str, Any]:
             )
     if other.metrics["test"]["n"] != source.metrics["test"]["n"]:
         raise DataError(f"The companion {path} was tested on another number of cases; evaluate both on one test set.")
+    if other.plan.unit != source.plan.unit:
+        raise DataError(
+            f"The companion {path} has one {other.plan.unit} as its unit, this run one {source.plan.unit}; train both "
+            "with one unit."
+        )
     keys = ("name", "group", "parameters", "norm", "fields", "restriction", "activation")
+    same = all(source.run["model"].get(key) == other.run["model"].get(key) for key in keys)
     return {
         "run": other.path.resolve().name,
         "private": False,
-        "same_network": all(source.run["model"].get(key) == other.run["model"].get(key) for key in keys),
+        "same_network": same,
+        "same_settings": same and _lasting(source) == _lasting(other),
         "model": other.run["model"],
         "utility": {**other.metrics["test"], "weights": other.metrics["weights"], "split": "test"},
         "steps": other.ledger.steps,
         "command": other.run["command"],
         "seconds": other.run["seconds"],
     }
+
+
+def _lasting(source: RunDirectory) -> dict[str, Any]:
+    return {key: value for key, value in source.settings.items() if key not in MAY_DIFFER}

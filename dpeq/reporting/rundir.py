@@ -13,8 +13,9 @@ from dpeq.errors import ConfigError, DataError
 from dpeq.privacy.ledger import LedgerEntries, read_ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.training.evidence import check_checkpoints, check_complete, check_end, check_start, weights_sha256
+from dpeq.training.start import written_settings
 
-__all__ = ["LedgerFacts", "RunDirectory", "ledger_facts", "read_plan", "read_run"]
+__all__ = ["MAY_DIFFER", "LedgerFacts", "RunDirectory", "ledger_facts", "read_plan", "read_run"]
 
 _RUN_KEYS = {
     "command": str,
@@ -40,6 +41,11 @@ _NEWER = {  # runs before schema 2.0 have none of these
 }
 
 
+MAY_DIFFER = ("name", "data.card", "privacy.epsilon", "training.seed", "training.rng", "evaluation.bootstrap")
+"""Settings in which runs may differ that are compared as one network under one training. That the data is the same is
+known by its fingerprint, wherever its card lies."""
+
+
 @dataclass(frozen=True)
 class LedgerFacts:
     """What a verified ledger says: hash of its last line, steps spent, notes counted by kind, a torn last line."""
@@ -58,6 +64,8 @@ class RunDirectory:
     run: dict[str, Any]
     metrics: dict[str, Any]
     config_sha256: str
+    settings: dict[str, Any]
+    """What was written in its configuration, flat, but for where and how fast the run went."""
     weights_sha256: str | None
     """Of the file of the weights that were scored; None for an old run whose weights are gone."""
 
@@ -105,7 +113,7 @@ def read_run(path: Path) -> RunDirectory:
         start.check_record(path / "run.json", run, entries)
     config = hashlib.sha256(_file(path, "config.yaml").read_bytes()).hexdigest()
     weights = weights_sha256(path, str(metrics["weights"]), entries)
-    return RunDirectory(path, plan, ledger, run, metrics, config, weights)
+    return RunDirectory(path, plan, ledger, run, metrics, config, written_settings(path), weights)
 
 
 def ledger_facts(path: Path, plan: PrivacyPlan) -> LedgerFacts:

@@ -14,15 +14,13 @@ from dpeq.privacy.composition import read_spent
 from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.guarantee import spent
-from dpeq.reporting.rundir import ledger_facts, read_plan, read_run
+from dpeq.reporting.rundir import MAY_DIFFER, ledger_facts, read_plan, read_run
 from dpeq.training.evidence import check_checkpoints
 from dpeq.training.start import Start
 
 __all__ = ["SCORES", "number", "read_rows"]
 
 SCORES = ("auc", "accuracy", "balanced_accuracy", "average_precision", "ece")
-# What repetitions may differ in, or is compared elsewhere: the card's content is in the settings, wherever it lies.
-_MAY_DIFFER = ("name", "data.card", "privacy.epsilon", "training.seed", "training.rng", "evaluation.bootstrap")
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ def _check_same(first: _Run, other: _Run) -> None:
 
 def _name_networks(runs: Sequence[_Run]) -> None:
     """Runs are repetitions only under equal settings: labels of one name are told apart by what differs."""
-    settings = [{k: v for k, v in run.start.settings.items() if k not in _MAY_DIFFER} for run in runs]
+    settings = [{k: v for k, v in run.start.settings.items() if k not in MAY_DIFFER} for run in runs]
     for label in {run.row["model"] for run in runs}:
         alike = [i for i, run in enumerate(runs) if run.row["model"] == label]
         keys = sorted(set().union(*(settings[i] for i in alike)))

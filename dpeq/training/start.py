@@ -27,7 +27,16 @@ from dpeq.training.files import write_durably
 if TYPE_CHECKING:
     from dpeq.data.images import ImageSet  # loads torch, which nobody needs who only reads what a run began with
 
-__all__ = ["FILE", "MACHINE_KEYS", "Start", "fingerprint", "refuse_finished", "resumed_config", "settings_of"]
+__all__ = [
+    "FILE",
+    "MACHINE_KEYS",
+    "Start",
+    "fingerprint",
+    "refuse_finished",
+    "resumed_config",
+    "settings_of",
+    "written_settings",
+]
 
 FILE = "start.json"
 _FORMAT = 1
@@ -61,6 +70,19 @@ def settings_of(config: RunConfig, card: Card) -> dict[str, Any]:
 
         kept["model.weights"] = sha256_of(config.model.weights)  # by its content, wherever the file lies
     return json.loads(json.dumps(kept, allow_nan=False))
+
+
+def written_settings(folder: Path) -> dict[str, Any]:
+    """The same from the ``config.yaml`` of a run as it was written, without the card and this version's defaults.
+
+    Starting weights are there by their path. Raises :class:`DataError` when the file cannot be read.
+    """
+    path = folder / "config.yaml"
+    try:
+        written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); restore it.") from error
+    return _lasting(written if isinstance(written, dict) else {})
 
 
 def fingerprint(splits: Mapping[str, ImageSet], key: bytes) -> str:
@@ -180,12 +202,7 @@ class Start:
                 f"The {FILE} in {folder} is not the one that its ledger belongs to: one of them was "
                 "changed or replaced; restore them from a backup."
             )
-        path = folder / "config.yaml"
-        try:
-            written = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); restore it.") from error
-        now = _lasting(written if isinstance(written, dict) else {})
+        path, now = folder / "config.yaml", written_settings(folder)
         was = {key: value for key, value in _lasting(self.settings).items() if not key.startswith("card.")}
         for key in sorted(now.keys() | was.keys()):
             ours, theirs = now.get(key), was.get(key)

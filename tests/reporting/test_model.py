@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +44,7 @@ def test_contract_fields_carry_the_runs_numbers(report, private_run):
     assert report["companion"]["utility"]["accuracy"]["value"] > report["utility"]["accuracy"]["value"]
     assert report["companion"]["private"] is False
     assert report["companion"]["same_network"] is True
+    assert report["companion"]["same_settings"] is True
 
 
 def test_every_accountant_answers_for_the_steps_that_were_spent(report, make_run, private_run):
@@ -309,6 +311,25 @@ def test_companion_must_be_open_and_comparable(make_run, private_run, open_run):
         build_report(private_run, companion=make_run())
     with pytest.raises(DataError, match="other data"):
         build_report(make_run(data={"name": "mednist"}), companion=open_run)
+
+
+def test_a_companion_of_other_settings_or_unit_is_not_taken_for_the_same(open_run, image_run, private_run, tmp_path):
+    from dpeq.reporting.html import render_html
+
+    companion = tmp_path / "other"
+    shutil.copytree(open_run, companion)
+    with pytest.raises(DataError, match="has one patient as its unit, this run one image"):
+        build_report(image_run, companion=companion)
+    (companion / "config.yaml").write_text("model: {group: D4}\nname: other\nprivacy: {epsilon: inf}\n")
+    other = build_report(private_run, companion=companion)["companion"]
+    assert (other["same_network"], other["same_settings"]) == (True, True)
+    (companion / "config.yaml").write_text("model: {group: D4}\ntraining: {lr: 0.1}\n")
+    report = build_report(private_run, companion=companion)
+    assert (report["companion"]["same_network"], report["companion"]["same_settings"]) == (True, False)
+    page = " ".join(render_html(report).split())
+    assert "The same network, trained with other settings without privacy" in page
+    assert "is not the cost of privacy alone" in page
+    assert "The same network trained without" not in page
 
 
 def test_schema_errors_name_the_place(report):
