@@ -9,12 +9,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpeq.config import RunConfig
-from dpeq.training.distributed import Ranks, joined
+from dpeq.training.distributed import joined
 from dpeq.training.follow import follow
 from dpeq.training.prepare import choose_device
 from dpeq.training.run import Interruptible, Observer, Silent, make_folder, run, uninterruptible
@@ -43,6 +44,7 @@ def train_and_report(
     observer: Observer | None = None,
     resume: Path | None = None,
     interruptible: Interruptible = uninterruptible,
+    accept: Callable[[str], None] = lambda fingerprint: None,
 ) -> Outcome | None:
     """Trains ``config`` and writes the report to its run directory and to ``reports/<name>/``.
 
@@ -53,7 +55,8 @@ def train_and_report(
         command: recorded in the report.
         baseline: also train the same network on the same data without noise (clipped alike) and show it beside. That
             run has **no** privacy; its scores in the report are not covered by the guarantee, and the report says so.
-        resume, interruptible: see :func:`dpeq.training.run.run`; a baseline goes to the folder beside the resumed run.
+        resume, interruptible, accept: see :func:`dpeq.training.run.run`; a baseline goes to the folder beside the
+            resumed run.
 
     Started by torchrun, all processes share every step. The first one does everything else; the others return None.
     """
@@ -64,19 +67,18 @@ def train_and_report(
             if twin is not None and not stopped:
                 follow(twin, ranks, splits)
             return None
-        return _lead(config, twin, ranks, runs, reports, command, observer or Silent(), resume, interruptible)
+        shared: dict[str, Any] = {"observer": observer or Silent(), "interruptible": interruptible, "ranks": ranks}
+        return _lead(config, twin, runs, reports, command, resume, {**shared, "accept": accept})
 
 
 def _lead(
     config: RunConfig,
     twin: RunConfig | None,
-    ranks: Ranks,
     runs: Path,
     reports: Path,
     command: str,
-    observer: Observer,
     resume: Path | None,
-    interruptible: Interruptible,
+    options: dict[str, Any],
 ) -> Outcome:
     private = not math.isinf(config.privacy.epsilon)
     # A run without privacy never takes the place of a private run's report.
@@ -86,7 +88,7 @@ def _lead(
     else:
         runs = resume.parent
     make_folder(published)
-    shared: dict[str, Any] = {"out": runs, "observer": observer, "interruptible": interruptible, "ranks": ranks}
+    shared = {**options, "out": runs}
     finished = run(config, command=command, resume=resume, **shared)
     folder = finished.folder
     other = None
@@ -95,7 +97,7 @@ def _lead(
     from dpeq.reporting.html import write_report  # load scipy.stats and matplotlib, after the training
     from dpeq.reporting.model import build_report
 
-    observer.stage("Writing the report")
+    options["observer"].stage("Writing the report")
     report = build_report(folder, companion=other)
     html, _ = write_report(report, published)
     write_report(report, folder)  # after the published one: it says that nothing is left to do

@@ -242,11 +242,20 @@ def _states(cells: Sequence[Cell], folder: Path) -> tuple[dict[str, State], list
 
 
 def _price(asked: Asked, plans: Mapping[str, PrivacyPlan], states: Mapping[str, State], folder: Path) -> str:
-    """Of what is in the folder the plan that was really spent; runs outside the grid, and refused cells', count too."""
+    """Of what is in the folder the plan that was really spent; runs outside the grid, and refused cells', count too.
+
+    Raises :class:`~dpeq.errors.ConfigError` for a run of another unit, with which no total can be given.
+    """
     from dpeq.privacy.composition import read_spent
     from dpeq.sweep.forecast import price_of
 
     lie = {path.parent.name: read_spent(path).plan for path in sorted(folder.glob("*/ledger.jsonl"))}
+    for name, plan in lie.items():
+        if any(plan.unit != own.unit for own in plans.values()):
+            raise ConfigError(
+                f"The run in {folder / name} protects one {plan.unit}, and this sweep another unit, so they cannot be "
+                "summed up; give the sweep another --out."
+            )
     besides = [plan for name, plan in lie.items() if name not in states]
     return price_of([lie.get(name, plans[name]) for name in states], besides, seeded=asked.seeded)
 

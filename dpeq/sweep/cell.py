@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dpeq.config import RunConfig
 from dpeq.data.cards import load_card
-from dpeq.errors import ConfigError
+from dpeq.errors import ConfigError, DataError
 from dpeq.training.files import make_folder
 from dpeq.training.start import Start, settings_of
 
@@ -65,6 +65,7 @@ def run_cell(
 
     Raises:
         ConfigError: when another process is at this cell, and as :func:`state_of`.
+        DataError: when a run in ``out`` was trained on other data.
         Also whatever :func:`dpeq.pipeline.train_and_report` raises.
     """
     make_folder(out)
@@ -90,7 +91,18 @@ def run_cell(
             observer=observer,
             resume=folder if state == "unfinished" else None,
             interruptible=interruptible,
+            accept=lambda fingerprint: _accept(out, fingerprint),
         )
+
+
+def _accept(out: Path, fingerprint: str) -> None:
+    """The price of a sweep and its summary are of one data set: other data is refused before any of it is spent on."""
+    for ledger in sorted(out.glob("*/ledger.jsonl")):
+        if Start.read(ledger.parent).data_sha256 != fingerprint:
+            raise DataError(
+                f"The data is not that of {ledger.parent} (its fingerprint differs), with which this run would be "
+                "summed up; give the same data, or the sweep another --out."
+            )
 
 
 def _report(folder: Path, published: Path) -> Outcome:

@@ -124,15 +124,20 @@ def _start(cell: Cell, out: Path, reports: Path, logs: Path, commands: Callable[
         )
     finally:
         os.close(descriptor)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # one that dies at once is heard of by its end
+        process.stdin.write(_task(cell, out, reports, commands(cell)))
+        process.stdin.flush()
+    return _Child(cell, log, process)
+
+
+def _task(cell: Cell, out: Path, reports: Path, command: str) -> bytes:
+    """The line that tells a child what to run."""
     config = cell.config.model_dump(mode="json")
     if math.isinf(cell.config.privacy.epsilon):
         config["privacy"]["epsilon"] = "inf"
-    task = {"config": config, "out": str(out), "reports": str(reports), "command": commands(cell)}
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # one that dies at once is heard of by its end
-        process.stdin.write(json.dumps(task, allow_nan=False).encode() + b"\n")
-        process.stdin.flush()
-    return _Child(cell, log, process)
+    task = {"config": config, "out": str(out), "reports": str(reports), "command": command}
+    return json.dumps(task, allow_nan=False).encode() + b"\n"
 
 
 def _hear(child: _Child, audience: Audience) -> bool:

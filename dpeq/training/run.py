@@ -140,6 +140,7 @@ def run(
     resume: Path | None = None,
     interruptible: Interruptible = uninterruptible,
     ranks: Ranks | None = None,
+    accept: Callable[[str], None] = lambda fingerprint: None,
 ) -> Finished:
     """Trains, evaluates and writes a run directory.
 
@@ -152,6 +153,7 @@ def run(
             :data:`dpeq.training.start.MACHINE_KEYS`.
         interruptible: how training learns that it should stop.
         ranks: rank 0 among the processes that share the run; all others call :func:`dpeq.training.follow.follow`.
+        accept: given the fingerprint of the data before a new run has a folder; raises to refuse it.
 
     Raises:
         ConfigError, DataError, BudgetError: see :mod:`dpeq.errors`.
@@ -198,6 +200,8 @@ def run(
         machine = machine_of(config, device, ranks.world)
         randomness = randomness.within(_context(plan, prepared, splits, versions))
         if resume is None:
+            data_sha256 = fingerprint(splits, fingerprint_key(out, make=True))
+            accept(data_sha256)
             folder = new_folder(out, config.name)
             start = Start(
                 run=Start.new_name(),
@@ -207,7 +211,7 @@ def run(
                 seed=config.training.seed,
                 init_seed=init_seed,
                 plan_sha256=plan.sha256,
-                data_sha256=fingerprint(splits, fingerprint_key(out, make=True)),
+                data_sha256=data_sha256,
                 settings=settings_of(config, prepared.card),
                 versions=versions,
                 machine=machine,

@@ -4,9 +4,9 @@ import math
 import shutil
 
 import pytest
-from finished_runs import STEPS, cell_config, lay_down
+from finished_runs import DATA_SHA256, STEPS, cell_config, lay_down
 
-from dpeq.errors import ConfigError
+from dpeq.errors import ConfigError, DataError
 from dpeq.pipeline import train_and_report
 from dpeq.sweep.cell import run_cell, state_of
 from dpeq.training.run import Finished, Silent, uninterruptible
@@ -126,6 +126,15 @@ def test_a_cell_that_is_running_is_refused(tmp_path, monkeypatch):
     go(tmp_path, config)
     go(tmp_path, config)  # the lock ended with its run
     assert trained == ["cell", "cell"]
+
+
+def test_other_data_than_that_of_the_runs_beside_it_is_refused(tmp_path, asked):
+    lay_down(tmp_path / "runs", cell_config(tmp_path, "before", 1.0), finished=False, steps=1)
+    go(tmp_path, cell_config(tmp_path, "cell", 8.0))
+    accept = asked[0][1]["accept"]
+    accept(DATA_SHA256)
+    with pytest.raises(DataError, match=r"not that of .*before \(its fingerprint differs\).*another --out"):
+        accept("0" * 64)
 
 
 def test_a_seeded_run_goes_on_with_the_threads_it_began_with(tmp_path, asked, monkeypatch):

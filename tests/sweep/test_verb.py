@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shlex
+from dataclasses import replace
 from hashlib import md5
 from pathlib import Path
 
@@ -15,10 +17,13 @@ from rich.console import Console
 from benchmarks.killable import make_config
 from dpeq import sweep_verb
 from dpeq.config import write_config
+from dpeq.errors import ConfigError, DpeqError
+from dpeq.interruption import GracefulStop
 from dpeq.privacy import accounting
 from dpeq.privacy.composition import Part, compose
 from dpeq.reporting.numbers import round_up
-from dpeq.sweep.pool import Ended
+from dpeq.sweep import worker
+from dpeq.sweep.pool import Ended, _task
 from dpeq.sweep_verb import Asked
 
 EPSILONS = ("8", "inf")
@@ -82,6 +87,7 @@ def pool(monkeypatch):
         return ended
 
     monkeypatch.setattr("dpeq.sweep.pool.run_cells", run_cells)
+    monkeypatch.setattr("dpeq.reporting.summary_html.render_summary", lambda summary: "")  # its figures take a second
     return ran, fails
 
 
@@ -182,30 +188,71 @@ def test_a_dry_run_trains_and_writes_nothing(room, pool):
     assert not (room / "out").exists()
 
 
-def test_a_sweep_for_real_with_a_cell_that_cannot_begin(tmp_path, monkeypatch):
-    """Two steps on made-up images, in a child; the other cell's folder holds what is no run."""
+def test_a_run_of_another_unit_in_the_folder_is_refused_before_anything_is_spent(room, pool, monkeypatch):
+    lay_down(room / "out", cell_config(room, "before", 1.0))
+    patients = replace(plan_at(8.0), unit="patient")
+    monkeypatch.setattr("dpeq.sweep.forecast.plan_of", lambda config: patients)
+    with pytest.raises(ConfigError, match="before protects one image, and this sweep another unit"):
+        go(room, seeds=1, epsilons=("8",))
+    assert not pool[0]
+
+
+def children_in_this_process(cells, *, out, reports, commands, audience, **options):
+    """What children do, without starting them: these load torch anew."""
+    ended = []
+    for cell in cells:
+        read, write = os.pipe()
+        with os.fdopen(read) as answers:
+            try:
+                worker._run(json.loads(_task(cell, out, reports, commands(cell))), worker.Teller(write), GracefulStop())
+            except DpeqError as error:
+                ended.append(Ended(cell, 1.0, error=str(error)))
+            finally:
+                os.close(write)
+            audience.began(cell)
+            for answer in map(json.loads, answers):
+                if "done" in answer:
+                    ended.append(Ended(cell, 1.0, auc=answer["done"]["auc"]))
+        audience.ended(ended[-1])
+    return ended
+
+
+def write_data(room, pixel):
+    """Made-up images and a card of them; their first pixel is ``pixel``."""
     rng, arrays = np.random.default_rng(0), {}
     for split, n in (("train", 32), ("val", 8), ("test", 8)):
         labels = np.arange(n) % 2
         pixels = rng.integers(0, 120, (n, 8, 8)) + 120 * labels[:, None, None]
+        pixels[0, 0, 0] = pixel
         arrays |= {f"{split}_images": pixels.astype(np.uint8), f"{split}_labels": labels[:, None].astype(np.uint8)}
-    np.savez(tmp_path / "none.npz", **arrays)
-    config = make_config(tmp_path, steps=2, seed=None)
-    card = tmp_path / "card.yaml"
-    digest = md5((tmp_path / "none.npz").read_bytes(), usedforsecurity=False).hexdigest()
+    np.savez(room / "none.npz", **arrays)
+    config = make_config(room, steps=2, seed=None)
+    card = room / "card.yaml"
+    digest = md5((room / "none.npz").read_bytes(), usedforsecurity=False).hexdigest()
     card.write_text(card.read_text().replace("0" * 32, digest))
-    write_config(config, tmp_path / "recipe.yaml")
-    spoilt = tmp_path / "out" / "chaos-eqresnet9-small-c4-epsinf-2"
-    spoilt.mkdir(parents=True)
-    (spoilt / "notes.txt").write_text("mine")
+    write_config(config, room / "recipe.yaml")
+
+
+def test_a_sweep_for_real(tmp_path, monkeypatch):
+    """Two steps without privacy; then the data is another, and no further cell begins beside the run on the first."""
     monkeypatch.chdir(tmp_path)
-    code, out, err = go(tmp_path, config="recipe.yaml", models=(), epsilons=("inf",), out=Path("out"), data_root=Path())
-    assert code == 1
-    assert "FAILED  chaos-eqresnet9-small-c4-epsinf-2: " in out
-    assert "holds notes.txt but no ledger" in " ".join(err.split())
+    monkeypatch.setattr("dpeq.sweep.pool.run_cells", children_in_this_process)
+    options = {"config": "recipe.yaml", "models": (), "epsilons": ("inf",), "out": Path("out"), "data_root": Path()}
+    write_data(tmp_path, 0)
+    code, _, err = go(tmp_path, seeds=1, **options)
+    assert (code, err) == (0, "")
     run = tmp_path / "out" / "chaos-eqresnet9-small-c4-epsinf-1"
     assert (run / "run.json").is_file()
     assert json.loads((run / "start.json").read_text())["command"].startswith("dpeq train <path> ")
     summary = json.loads((tmp_path / "out" / "reports" / "summary.json").read_text())
     assert summary["runs"][0]["report"] == "chaos-eqresnet9-small-c4-epsinf-1-nonprivate/report.html"
     assert (tmp_path / "out" / "reports" / summary["runs"][0]["report"]).is_file()
+
+    write_data(tmp_path, 1)
+    code, _, err = go(tmp_path, seeds=2, **options)
+    told = " ".join(err.split())
+    assert code == 1
+    assert f"Refused: {run.name}: The run in out/{run.name} has card.md5" in told
+    assert f"The data is not that of out/{run.name} (its fingerprint differs)" in told
+    assert [path.parent.name for path in (tmp_path / "out").glob("*/*.*") if path.suffix == ".jsonl"] == [run.name]
+    assert not (tmp_path / "out" / f"{run.name[:-1]}2").exists()
