@@ -42,8 +42,11 @@ def make_folder(path: Path) -> None:
         raise ConfigError(f"Nothing can be written to {path} ({error.strerror}); choose another folder.") from error
 
 
-def new_folder(out: Path, name: str) -> Path:
-    """A folder of its own for every run: ledgers are never overwritten."""
+def new_folder(out: Path, name: str, *, exact: bool = False) -> Path:
+    """A folder of its own for every run: ledgers are never overwritten.
+
+    When the name is taken it gets a number, or with ``exact`` :class:`ConfigError` says so.
+    """
     make_folder(out)
     number = 1
     while True:
@@ -52,6 +55,10 @@ def new_folder(out: Path, name: str) -> Path:
             folder.mkdir(mode=0o700)
             return folder
         except FileExistsError:
+            if exact:
+                raise ConfigError(
+                    f"There is something at {folder} already; take it away, or choose another name."
+                ) from None
             number += 1
 
 

@@ -138,9 +138,11 @@ def run(
     observer: Observer | None = None,
     splits: dict[str, ImageSet] | None = None,
     resume: Path | None = None,
+    exact_folder: bool = False,
     interruptible: Interruptible = uninterruptible,
     ranks: Ranks | None = None,
     accept: Callable[[str], None] = lambda fingerprint: None,
+    exact: bool = False,
 ) -> Finished:
     """Trains, evaluates and writes a run directory.
 
@@ -151,9 +153,11 @@ def run(
         splits: data that is loaded already, in the form that the configuration would load.
         resume: folder of an unfinished run to go on with, whose configuration ``config`` must be but for
             :data:`dpeq.training.start.MACHINE_KEYS`.
+        exact_folder: refuse (ConfigError) where ``out/<name>`` exists, before anything is spent.
         interruptible: how training learns that it should stop.
         ranks: rank 0 among the processes that share the run; all others call :func:`dpeq.training.follow.follow`.
         accept: given the fingerprint of the data before a new run has a folder; raises to refuse it.
+        exact: the folder is ``out/<name>`` or none: a ConfigError, before anything is spent, when that exists.
 
     Raises:
         ConfigError, DataError, BudgetError: see :mod:`dpeq.errors`.
@@ -200,9 +204,10 @@ def run(
         machine = machine_of(config, device, ranks.world)
         randomness = randomness.within(_context(plan, prepared, splits, versions))
         if resume is None:
+            make_folder(out)
             data_sha256 = fingerprint(splits, fingerprint_key(out, make=True))
             accept(data_sha256)
-            folder = new_folder(out, config.name)
+            folder = new_folder(out, config.name, exact=exact_folder)
             start = Start(
                 run=Start.new_name(),
                 command=command,
