@@ -1,4 +1,4 @@
-"""The command line: doctor, models, index, plan, train, evaluate, sweep, report, export, demo.
+"""The command line: doctor, models, index, plan, train, evaluate, audit, sweep, report, export, demo.
 
 Exit codes: 0 done, 2 bad usage or configuration, 3 data refused, 4 budget refused, 130 stopped by Ctrl-C, 143 by
 SIGTERM, 1 anything else. An error is one sentence; ``--debug`` adds the traceback.
@@ -362,6 +362,45 @@ def evaluate(
         score = metrics["test"][name]
         _out.print(f"Test {name}: {score['value']:.3f} (95 % interval {score['low']:.3f} to {score['high']:.3f})")
     _out.print(f"Scores: {run / 'metrics.json'}; 'dpeq report {run}' writes the report anew.", soft_wrap=True)
+
+
+@app.command()
+def audit(
+    target: Annotated[
+        str, typer.Argument(metavar="CONFIG|RUN", help="A YAML file, a shipped recipe, or the directory of a run.")
+    ],
+    overrides: Overrides = None,
+    method: Annotated[
+        str, typer.Option("--method", help="step: one private step, many times. one-run: a training with canaries.")
+    ] = "step",
+    canaries: Annotated[int, typer.Option("--canaries", help="Of a training; each is in or out by a coin.")] = 1000,
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", help="Of a step, with the canary, and as many without it.")
+    ] = 5000,
+    certain: Annotated[
+        bool, typer.Option("--certain", help="Of a step: the unit is in every one, so noise and clipping alone count.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write to; RUN/audit-METHOD, or runs/<recipe>-audit-METHOD by default."),
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Attack the training and say what it reveals at least. Run it again after a stop."""
+    from dpeq.audit_verb import audit as run_audit
+
+    run_audit(
+        _out,
+        _err,
+        target,
+        overrides or [],
+        method=method,
+        canaries=canaries,
+        repetitions=repetitions,
+        certain=certain,
+        folder=out,
+        data_root=data_root,
+    )
 
 
 @app.command()

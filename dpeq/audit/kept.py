@@ -21,7 +21,7 @@ from dpeq.errors import ConfigError, DataError
 from dpeq.training.files import as_json, write_durably
 from dpeq.training.state import TrainingState
 
-__all__ = ["KeptState", "begin", "read_scores", "read_state", "write_scores", "write_state"]
+__all__ = ["KeptState", "begin", "read_scores", "read_state", "refuse_over", "write_scores", "write_state"]
 
 _BEGUN, _RESULT, _SCORES, _STATE = "begun.json", "audit.json", "scores.json", "state.safetensors"
 
@@ -36,8 +36,7 @@ def begin(folder: Path, facts: dict[str, Any]) -> bool:
         ConfigError: when another audit, or one that is over, lies there.
         DataError: when what lies there cannot be read.
     """
-    if (folder / _RESULT).exists():
-        raise ConfigError(f"The audit in {folder} is over; give --out another folder for a new one.")
+    refuse_over(folder)
     path = folder / _BEGUN
     if not path.exists():
         write_durably(path, as_json(facts))
@@ -50,6 +49,12 @@ def begin(folder: Path, facts: dict[str, Any]) -> bool:
                 "another folder."
             )
     return True
+
+
+def refuse_over(folder: Path) -> None:
+    """Raises :class:`ConfigError` when an audit has its result in ``folder``."""
+    if (folder / _RESULT).exists():
+        raise ConfigError(f"The audit in {folder} is over; give --out another folder for a new one.")
 
 
 def read_scores(folder: Path) -> tuple[list[float], list[float]]:

@@ -38,7 +38,7 @@ from dpeq.privacy.randomness import Randomness
 from dpeq.training.loop import train
 from dpeq.training.state import OptimizerSettings
 
-__all__ = ["StepAudit", "audit_step", "many_steps_of", "one_step_of", "repeat_step"]
+__all__ = ["StepAudit", "audit_step", "in_every_step", "many_steps_of", "one_step_of", "repeat_step"]
 
 Array = npt.NDArray[np.float64]
 
@@ -118,12 +118,21 @@ def repeat_step(
     return np.array(scores, dtype=np.float64)
 
 
-def audit_step(plan: PrivacyPlan, with_canary: Array, without: Array, *, confidence: float = 0.95) -> StepAudit:
+def in_every_step(plan: PrivacyPlan) -> PrivacyPlan:
+    """The same step without its coins: all units are in. For :func:`one_step_of` and :func:`many_steps_of` alone."""
+    return replace(plan, sample_rate=1.0)
+
+
+def audit_step(
+    plan: PrivacyPlan, with_canary: Array, without: Array, *, certain: bool = False, confidence: float = 0.95
+) -> StepAudit:
     """The bounds from the scores of repetitions ``with_canary`` and ``without``.
 
-    Raises :class:`ConfigError` for fewer than ten of either, and a non-private plan.
+    ``certain`` says that they are of :func:`in_every_step`: far sharper about clipping and noise, and silent about the
+    coins, which the second bound then assumes to be the plan's. Raises :class:`ConfigError` for fewer than ten of
+    either, and a non-private plan.
     """
-    one = one_step_of(plan)
+    one = one_step_of(in_every_step(plan) if certain else plan)
     step = audit_many_runs(with_canary, without, own_curves(one), confidence=confidence, theoretical=one.epsilon_spent)
     strength = step.details["strength"]
     if plan.sample_rate == 1.0:
@@ -139,9 +148,10 @@ def audit_step(plan: PrivacyPlan, with_canary: Array, without: Array, *, confide
         confidence=confidence,
         delta=plan.delta,
         theoretical=plan.epsilon_spent,
-        assumes=f"That all {plan.steps} steps are such steps, independent of each other. {step.assumes}",
+        assumes=_assumed(plan, certain),
         details={
             **step.details,
+            "in_every_step": certain,
             "noise_multiplier": plan.noise_multiplier,
             "noise_multiplier_at_most": 1.0 / strength if strength > 0 else None,
             "one_step_epsilon_lower": step.epsilon_lower,
@@ -150,6 +160,13 @@ def audit_step(plan: PrivacyPlan, with_canary: Array, without: Array, *, confide
         },
     )
     return StepAudit(replace(step, method=f"one private step, {step.method}"), training)
+
+
+def _assumed(plan: PrivacyPlan, certain: bool) -> str:
+    if certain or plan.sample_rate == 1.0:
+        coins = f", of units sampled at the rate {plan.sample_rate:.4g}, which was not tested" if certain else ""
+        return f"That all {plan.steps} steps are Gaussian mechanisms with the noise of the audited one{coins}."
+    return f"That all {plan.steps} steps are Poisson-subsampled Gaussian mechanisms with the audited one's noise."
 
 
 def _plan_at(plan: PrivacyPlan, steps: int) -> PrivacyPlan:

@@ -1,0 +1,242 @@
+"""The verb ``audit``: what it writes and prints, how it goes on, what it refuses, and its exit codes."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from finished_runs import cell_config, lay_down, plan_at
+from rich.console import Console
+from typer.testing import CliRunner
+
+import dpeq.audit.one_run as one_run_module
+import dpeq.training.prepare as prepare_module
+from benchmarks.killable import make_config, make_splits
+from dpeq import audit_verb
+from dpeq.audit.kept import read_scores
+from dpeq.audit.picture import draw_roc, profile_of
+from dpeq.cli import app
+from dpeq.config import write_config
+from dpeq.console import RichObserver
+from dpeq.errors import ConfigError, DataError
+from dpeq.privacy import accounting
+from dpeq.privacy.audit.membership import attack_quality
+from dpeq.privacy.gaussian import add_noise
+from dpeq.privacy.ledger import read_ledger
+from dpeq.privacy.optimizer import PlanOptimizer
+from dpeq.privacy.randomness import Randomness
+from dpeq.reporting.audit import contradiction, read_audit
+from dpeq.reporting.numbers import show
+from dpeq.training.files import fingerprint_key
+from dpeq.training.start import fingerprint
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _accountants():
+    with accounting.session("pld", "rdp"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch):
+    """Counted keys and coins: the tests say the same every time."""
+
+    def secure(seed):
+        return dataclasses.replace(create(next(keys)), seed=None)
+
+    create, keys, coins = Randomness.create, iter(range(1000)), np.random.default_rng(1)
+    monkeypatch.setattr(Randomness, "create", secure)
+    monkeypatch.setattr(one_run_module, "toss", lambda m: coins.random(m) < 0.5)
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A recipe whose plan needs no accountant and whose data is made up."""
+    write_config(make_config(tmp_path, steps=4, seed=None), tmp_path / "recipe.yaml")
+    monkeypatch.setattr("dpeq.planning.plan_of", lambda config: plan_at(config.privacy.epsilon))
+    monkeypatch.setattr(prepare_module, "load_data", lambda prepared, progress=None: make_splits())
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run on the made-up data."""
+    key = fingerprint_key(tmp_path, make=True)
+    return lay_down(tmp_path, cell_config(tmp_path, "run", 8.0), data_sha256=fingerprint(make_splits(), key))
+
+
+def go(target, *overrides, **changes):
+    options = {"method": "step", "canaries": 100, "repetitions": 120, "certain": False, "folder": None}
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    try:
+        audit_verb.audit(
+            Console(file=out, width=120),
+            Console(file=err, width=120),
+            str(target),
+            list(overrides),
+            **{**options, "data_root": None, **changes},
+        )
+    except typer.Exit as left:
+        code = left.exit_code
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_a_step_by_a_configuration(recipe, tmp_path):
+    folder = tmp_path / "out"
+    code, told, _ = go(recipe, "privacy.epsilon=8", folder=folder, certain=True, repetitions=600)
+    assert code == 0
+    assert "1,200 private steps to take; time on this machine: about" in told
+    for name in ("audit.json", "attack.json", "roc.svg", "roc.png"):
+        assert (folder / name).stat().st_size > 0
+    audit = read_audit(folder)
+    assert audit["method"] == "one private step, 1200 times"
+    assert 0.2 < audit["epsilon_lower"] / plan_at(8.0).epsilon_spent <= 1
+    assert contradiction(audit, plan_at(8.0), 4, plan_at(8.0).epsilon_spent) is None
+    attack = json.loads((folder / "attack.json").read_text())
+    assert attack["members"] == attack["others"] == 600
+    assert [row["rate"] for row in attack["hit_rates"]] == [0.001, 0.01]
+    assert not any(row["contradicts"] for row in attack["hit_rates"])
+    for words in ("at least", "the plan says", "of it explained", "which was not tested", "at 0.1", "ROC curve"):
+        assert words in told
+
+
+def test_an_audit_that_is_over_stays_over(recipe, tmp_path):
+    folder = tmp_path / "out"
+    assert go(recipe, "privacy.epsilon=8", folder=folder)[0] == 0
+    with pytest.raises(ConfigError, match="is over"):
+        go(recipe, "privacy.epsilon=8", folder=folder)
+
+
+def test_a_run_gets_the_audit_for_its_report(run):
+    code, told, _ = go(run, certain=True)
+    assert code == 0
+    assert f"'dpeq report {run}' shows it" in told
+    audit = read_audit(run)
+    assert audit == read_audit(run / "audit-step")
+    assert all(isinstance(show(value), str) for value in audit["details"].values())
+
+
+def test_a_training_with_canaries_of_a_run(run, recipe):
+    code, told, _ = go(run, "training.physical_units=64", method="one-run")
+    assert code == 0
+    assert "A training of 4 steps" in told
+    assert "not for release" in told
+    folder = run / "audit-one-run"
+    audit = read_audit(run)
+    assert audit["details"]["canaries"] == 100
+    assert audit["details"]["theoretical"] == plan_at(8.0).epsilon_spent
+    assert audit["epsilon_lower"] <= plan_at(8.0).epsilon_spent
+    assert read_ledger(folder / "ledger.jsonl").steps == 4
+    assert read_ledger(run / "ledger.jsonl").steps == 4
+
+
+def test_other_data_than_the_runs_is_refused(tmp_path, recipe):
+    folder = lay_down(tmp_path, cell_config(tmp_path, "run", 8.0))
+    fingerprint_key(tmp_path, make=True)
+    with pytest.raises(DataError, match="fingerprint"):
+        go(folder, method="one-run")
+    assert not (folder / "audit.json").exists()
+
+
+@pytest.mark.parametrize("method", ["step", "one-run"])
+def test_a_stop_loses_nothing(recipe, tmp_path, monkeypatch, method):
+    """The signal comes in the middle; the same command goes on from there, and ends."""
+    folder, begun = tmp_path / "out", []
+    name = "loading" if method == "step" else "stepped"
+    real = getattr(RichObserver, name)
+
+    def interrupted(self, *args):
+        begun.append(1)
+        if len(begun) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args)
+
+    monkeypatch.setattr(RichObserver, name, interrupted)
+    code, _, told = go(recipe, "privacy.epsilon=8", folder=folder, method=method)
+    assert code == 143
+    assert "the same command goes on" in told
+    assert not (folder / "audit.json").exists()
+    if method == "step":
+        assert [len(scores) for scores in read_scores(folder)] == [3, 0]
+        kept = read_scores(folder)[0]
+    assert go(recipe, "privacy.epsilon=8", folder=folder, method=method)[0] == 0
+    if method == "step":
+        assert [len(scores) for scores in read_scores(folder)] == [120, 120]
+        assert read_scores(folder)[0][:3] == kept
+        assert len(begun) == 240
+    else:
+        assert len(begun) == 4
+        assert read_audit(folder)["details"]["steps_heard"] == 4
+
+
+def test_another_audit_does_not_go_on_in_its_place(recipe, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    monkeypatch.setattr(RichObserver, "loading", lambda self, done, total: os.kill(os.getpid(), signal.SIGINT))
+    assert go(recipe, "privacy.epsilon=8", folder=folder)[0] == 130
+    for changes, what in (({"repetitions": 130}, "repetitions 120"), ({"certain": True}, "certain False")):
+        with pytest.raises(ConfigError, match=what):
+            go(recipe, "privacy.epsilon=8", folder=folder, **changes)
+    with pytest.raises(ConfigError, match="plan_sha256"):
+        go(recipe, "privacy.epsilon=1", folder=folder)
+
+
+def test_what_contradicts_the_plan_exits_with_1(run, monkeypatch):
+    def quieter(self, total, noise):
+        return add_noise(total, std=self.plan.noise_multiplier * self.plan.max_grad_norm / 4, stream=noise)
+
+    monkeypatch.setattr(PlanOptimizer, "noised", quieter)
+    code, _, told = go(run, certain=True)
+    assert code == 1
+    assert "contradicts the plan" in told
+    plan = plan_at(8.0)
+    assert "allows" in contradiction(read_audit(run), plan, 4, plan.epsilon_spent)
+
+
+def test_what_cannot_be_audited_is_refused(recipe, run, tmp_path):
+    with pytest.raises(ConfigError, match="--method is guess"):
+        go(recipe, method="guess")
+    with pytest.raises(ConfigError, match="--certain"):
+        go(recipe, method="one-run", certain=True)
+    with pytest.raises(ConfigError, match="99 repetitions"):
+        go(recipe, "privacy.epsilon=8", repetitions=99, folder=tmp_path / "a")
+    with pytest.raises(ConfigError, match="19 canaries"):
+        go(recipe, "privacy.epsilon=8", method="one-run", canaries=19, folder=tmp_path / "b")
+    with pytest.raises(ConfigError, match="without privacy"):
+        go(recipe, "privacy.epsilon=inf", folder=tmp_path / "c")
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon"):
+        go(run, "privacy.epsilon=1")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"plan\.json"):
+        go(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_the_same_numbers_give_the_same_picture(tmp_path, suffix):
+    attack = attack_quality([0.1 * i for i in range(200)], [i % 3 > 0 for i in range(200)])
+    profile = profile_of(plan_at(8.0))
+    paths = [tmp_path / f"{i}.{suffix}" for i in range(2)]
+    for path in paths:
+        draw_roc(attack, profile, "An attack", path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_the_command_line_hands_everything_on(monkeypatch):
+    given = {}
+    monkeypatch.setattr(audit_verb, "audit", lambda out, err, target, overrides, **kwargs: given.update(kwargs))
+    words = ["audit", "recipe", "--method", "one-run", "--canaries", "30", "--repetitions", "200", "--certain"]
+    result = CliRunner().invoke(app, [*words, "--out", "somewhere", "--data-root", "data"])
+    assert result.exit_code == 0
+    assert given == {
+        "method": "one-run",
+        "canaries": 30,
+        "repetitions": 200,
+        "certain": True,
+        "folder": Path("somewhere"),
+        "data_root": Path("data"),
+    }
