@@ -13,7 +13,7 @@ from dpeq.errors import ConfigError, DataError
 from dpeq.privacy.ledger import LedgerEntries, read_ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.training.evidence import check_checkpoints, check_complete, check_end, check_start, weights_sha256
-from dpeq.training.start import written_settings
+from dpeq.training.start import without_seed, written_settings
 
 __all__ = ["MAY_DIFFER", "LedgerFacts", "RunDirectory", "ledger_facts", "read_plan", "read_run"]
 
@@ -112,6 +112,7 @@ def read_run(path: Path) -> RunDirectory:
     if start is not None:
         start.check_record(path / "run.json", run, entries)
     config = hashlib.sha256(_file(path, "config.yaml").read_bytes()).hexdigest()
+    run["command"] = without_seed(run["command"])  # older runs recorded it
     weights = weights_sha256(path, str(metrics["weights"]), entries)
     return RunDirectory(path, plan, ledger, run, metrics, config, written_settings(path), weights)
 

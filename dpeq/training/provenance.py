@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import dpeq
+from dpeq.training.start import without_seed
 
 __all__ = ["command_line", "environment", "peak_memory_mib", "versions"]
 
@@ -25,7 +26,8 @@ _FILES = (".yaml", ".yml", ".json", ".safetensors", ".npz", ".csv", ".py")
 
 
 def command_line(program: str, arguments: Sequence[str]) -> str:
-    """What was typed, for a report. Paths are left out: reports travel, and folders are named after people."""
+    """What was typed, for a report. Paths are left out: reports travel, and folders are named after people; so is a
+    seed, which is the key to the noise."""
     told, before = [program], ""
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -37,7 +39,7 @@ def command_line(program: str, arguments: Sequence[str]) -> str:
         else:
             told.append(shlex.quote(argument))
         before = "" if equals else argument
-    return " ".join(told)
+    return without_seed(" ".join(told))
 
 
 def _is_path(text: str) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -83,6 +84,11 @@ def written_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); restore it.") from error
     return _lasting(written if isinstance(written, dict) else {})
+
+
+def without_seed(command: str) -> str:
+    """A command line whose seed is left out: it is the key to the noise, and commands travel with reports."""
+    return re.sub(r"\btraining\.seed=(?!null\b|None\b)\S+", "training.seed=<seed>", command)
 
 
 def fingerprint(splits: Mapping[str, ImageSet], key: bytes) -> str:

@@ -234,6 +234,13 @@ def test_what_assumptions_are_written_from_travels_with_the_report(make_run):
     assert [plain[key] for key in facts] == [False, [], [], None, 0, 0]
 
 
+def test_a_seed_does_not_travel_with_the_report(make_run):
+    report = build_report(make_run(rng="seeded", seed=48271, command="dpeq train demo training.seed=48271 --baseline"))
+    assert report["provenance"]["command"] == "dpeq train demo training.seed=<seed> --baseline"
+    assert (report["provenance"]["rng"], report["provenance"]["seed"]) == ("seeded", None)
+    assert "48271" not in json.dumps(report)
+
+
 def test_image_as_unit_is_pointed_out(make_run, report):
     plan = json.loads((make_run() / "plan.json").read_text()) | {"unit": "image"}
     run = make_run(plan=plan, data={"unit": "image"})

@@ -19,10 +19,12 @@ from dpeq.training.provenance import command_line
         (["train", "demo", "--data-root", "~doe"], "dpeq train demo --data-root <path>"),
         (["train", "demo", "data.spacing=[2,2,2]", "name=a b"], "dpeq train demo 'data.spacing=[2,2,2]' 'name=a b'"),
         (["train", "demo", "model.weights=doe.safetensors"], "dpeq train demo model.weights=<path>"),
+        (["train", "demo", "training.seed=17"], "dpeq train demo training.seed=<seed>"),
+        (["train", "demo", "training.seed=null"], "dpeq train demo training.seed=null"),
         (["train", "demo", "model.name=package.module:Net"], "dpeq train demo model.name=package.module:Net"),
     ],
 )
-def test_the_command_is_told_without_paths(typed, told):
+def test_the_command_is_told_without_paths_and_seeds(typed, told):
     assert command_line("dpeq", typed) == told
 
 

@@ -40,7 +40,7 @@ def test_what_there_is_nothing_to_resume_in_is_said(room):
 def test_who_needs_one_very_folder_gets_it_or_an_error(room):
     folder = go(room, exact_folder=True)
     assert folder == room / "runs" / "chaos"
-    with pytest.raises(ConfigError, match="something at .*chaos already"):
+    with pytest.raises(ConfigError, match=r"something at .*chaos already"):
         go(room, exact_folder=True)
     assert [path.name for path in folder.parent.glob("[!.]*")] == ["chaos"]
     assert go(room).name == "chaos-2"
