@@ -32,6 +32,8 @@ class ImageSet:
         patients: int64 ``[N]``, whom each image shows, ``0 .. n_patients - 1``; None where the data names no patients.
         groups: value of each image by attribute of :data:`dpeq.data.attributes.ATTRIBUTES`, "" where it is unknown;
             None where none is known, and always of the images that are trained on.
+        burned_in: bool ``[N]``, whether the header of an image declares text in its pixels; None where there are no
+            headers to ask.
     """
 
     images: Tensor
@@ -44,6 +46,7 @@ class ImageSet:
     cases: Tensor | None = None
     patients: Tensor | None = None
     groups: Mapping[str, tuple[str, ...]] | None = None
+    burned_in: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -66,6 +69,8 @@ class ImageSet:
                 raise ValueError(f"a case of the {self.name} split has two labels or two units.")
         if self.patients is not None and self.patients.shape != (n,):
             raise ValueError(f"the patients of the {self.name} split are not one per image.")
+        if self.burned_in is not None and (self.burned_in.shape != (n,) or self.burned_in.dtype != torch.bool):
+            raise ValueError(f"the marks of burned-in text of the {self.name} split are not one truth value per image.")
         if self.groups is not None:
             if self.name == "train" or self.patients is None:
                 raise ValueError("groups are of images of known patients that are not trained on.")

@@ -162,6 +162,7 @@ def _image_set(index: Manifest, name: str, images: Tensor, count: int, unit: str
         cases=torch.arange(len(records)).repeat_interleave(count) if count > 1 else None,
         patients=patients.repeat_interleave(count),
         groups={name: values for name, values in groups.items() if any(values)} or None,
+        burned_in=torch.tensor([record.burned_in for record in records]).repeat_interleave(count),
     )
 
 

@@ -21,15 +21,19 @@ __all__ = ["page", "render_html", "write_report", "write_text"]
 
 
 def write_report(report: dict[str, Any], out_dir: Path) -> tuple[Path, Path]:
-    """Writes ``report.html`` and ``report.json`` into ``out_dir``, each whole or not at all; returns their paths."""
+    """Writes ``report.html`` and ``report.json`` into ``out_dir``, each whole or not at all; returns their paths.
+
+    Files that show images of people can be read by their owner alone.
+    """
     validate(report)
     html = render_html(report)
     data = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     html_path, json_path = out_dir / "report.html", out_dir / "report.json"
-    write_text(json_path, data)
-    write_text(html_path, html)  # last: where there is a page, all of the report is there
+    pictures = report["images"] is not None
+    write_text(json_path, data, owner_alone=pictures)
+    write_text(html_path, html, owner_alone=pictures)  # last: where there is a page, all of the report is there
     return html_path, json_path
 
 
@@ -75,11 +79,13 @@ def _raised(text: str) -> Markup:
     return Markup(re.sub("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda power: f"<sup>{power[0].translate(plain)}</sup>", escape(text)))
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, owner_alone: bool = False) -> None:
     """Writes beside ``path``, syncs, then renames: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            if owner_alone:
+                os.fchmod(stream.fileno(), 0o600)
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from dpeq.config import load_config
+from dpeq.data.images import ImageSet
 from dpeq.errors import ConfigError, DataError
-from dpeq.evaluation.cases import cases_of
+from dpeq.evaluation.cases import Cases, cases_of
 from dpeq.evaluation.predict import predict_cases
 from dpeq.models.registry import build_model
 from dpeq.training.files import fingerprint_key
@@ -31,10 +32,11 @@ def evaluation_images(run: Path, count: int, *, data_root: Path | None = None) -
     """The report's entry ``images``: ``count`` cases of the test split, each with one greyscale picture.
 
     Half of them are answered wrongly, where there are so many; they are spread evenly over the split. The same run
-    gives the same pictures.
+    gives the same pictures. A case is left out if the header of any of its images declares text in the pixels.
 
     ``data_root`` is the folder that holds the data set's file, where it is not where the run found it. Raises
-    :class:`ConfigError` for a count below 1, :class:`DataError` for missing weights or other data than the run's.
+    :class:`ConfigError` for a count below 1, :class:`DataError` for missing weights, other data than the run's, or a
+    split in which every case declares text in its pixels.
     """
     if count < 1:
         raise ConfigError(f"--images is {count}; ask for at least one, or leave it out.")
@@ -57,8 +59,11 @@ def evaluation_images(run: Path, count: int, *, data_root: Path | None = None) -
     first = torch.full((len(cases),), len(test.labels)).scatter_reduce(
         0, cases.of_images, torch.arange(len(test.labels)), "amin"
     )
+    clean = np.flatnonzero(~_marked(test, cases))
+    if not len(clean):
+        raise DataError("The headers of all test cases declare text in their pixels; leave --images out.")
     items = []
-    for case in chosen((answers == cases.labels).numpy(), count):
+    for case in clean[chosen((answers == cases.labels).numpy()[clean], count)].tolist():
         answer = int(answers[case])
         items.append(
             {
@@ -72,9 +77,23 @@ def evaluation_images(run: Path, count: int, *, data_root: Path | None = None) -
     return {
         "consent": f"These images were asked for by the option --images {count}. They show people of the test split, "
         "whom the guarantee does not cover and whom an image may identify: pass this report on only where the images "
-        "themselves may go.",
+        f"themselves may go. {_left_out(len(cases) - len(clean))}",
         "items": items,
     }
+
+
+def _marked(images: ImageSet, cases: Cases) -> npt.NDArray[np.bool_]:
+    """Whether a header of a case declares text in its pixels, which may name the patient, ``[len(cases)]``."""
+    marked = np.zeros(len(cases), dtype=bool)
+    if images.burned_in is not None:
+        marked[cases.of_images[images.burned_in].numpy()] = True
+    return marked
+
+
+def _left_out(count: int) -> str:
+    cases = "1 case whose header declares" if count == 1 else f"{count} cases whose headers declare"
+    left = f" {cases} text in the pixels: left out." if count else ""
+    return f"Text in pixels is not looked for: an image may show a name that no header declares.{left}"
 
 
 def chosen(correct: npt.NDArray[np.bool_], count: int) -> list[int]:

@@ -153,6 +153,21 @@ def test_groups_and_patients_follow_the_images(card, archive, unit):
             assert values == tuple(dict(told.get(r.patient, ())).get(attribute, "") for r in records)
 
 
+def test_marks_of_text_in_the_pixels_follow_the_images(card, archive):
+    index = Manifest.read(archive)
+    marked = {record.image for record in index.records[1::3]}
+    replace(index, records=tuple(replace(r, burned_in=r.image in marked) for r in index.records)).write(archive)
+    splits = load_splits(card, manifest=archive, unit="patient", settings=SLICES)
+    for name, split in splits.items():
+        assert split.burned_in is not None
+        assert split.burned_in.tolist() == [r.image in marked for r in index.split(name) for _ in range(6)]
+    assert sum(int(split.burned_in.sum()) for split in splits.values() if split.burned_in is not None) == 6 * len(
+        marked
+    )
+    with pytest.raises(ValueError, match="burned-in"):
+        replace(splits["val"], burned_in=torch.zeros(1, dtype=torch.bool))
+
+
 def test_groups_are_for_images_that_are_not_trained_on(card, archive):
     split = load_splits(card, manifest=archive, unit="patient", settings=SLICES)["val"]
     n = len(split.labels)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+from dataclasses import replace
 from hashlib import md5
 
 import numpy as np
@@ -21,6 +23,7 @@ from dpeq.config import RunConfig, write_config
 from dpeq.errors import ConfigError, DataError
 from dpeq.models.registry import build_model
 from dpeq.privacy.ledger import Ledger
+from dpeq.reporting.html import write_report
 from dpeq.reporting.images import chosen, evaluation_images, grey
 from dpeq.training.files import fingerprint_key
 from dpeq.training.prepare import load_data, prepare
@@ -98,6 +101,54 @@ def test_pictures_are_those_of_the_test_split_with_the_models_answers(run):
         assert item["correct"] == (item["truth"] == item["answer"])
         assert 0.5 <= item["probability"] <= 1
     assert len(shown["items"]) == 4
+
+
+def test_images_whose_header_declares_text_in_the_pixels_are_not_shown(run, monkeypatch):
+    """The text may be a name. A case of several images is left out if one of them is marked."""
+
+    def marking(*marked):
+        def load(prepared):
+            splits = load_data(prepared)
+            test = splits["test"]
+            flags = torch.isin(torch.arange(14), torch.tensor(marked))
+            cases = torch.arange(14) // 2 if len(marked) == 3 else None
+            labels, units = (
+                (test.labels[::2].repeat_interleave(2), torch.arange(14) // 2)
+                if cases is not None
+                else (test.labels, test.units)
+            )
+            monkeypatch.setattr("dpeq.reporting.images.fingerprint", lambda *_: recorded)
+            changed = replace(test, labels=labels, units=units, n_units=int(units.max()) + 1, burned_in=flags)
+            return {**splits, "test": changed}
+
+        return load
+
+    recorded = json.loads((run / "run.json").read_text())["data"]["sha256"]
+    plain = evaluation_images(run, 14)
+    assert len(plain["items"]) == 14
+    assert "left out" not in plain["consent"]
+    assert "Text in pixels is not looked for" in plain["consent"]
+    monkeypatch.setattr("dpeq.reporting.images.load_data", marking(2, 7, 8, 13))
+    shown = evaluation_images(run, 14)
+    assert shown["items"] == [item for i, item in enumerate(plain["items"]) if i not in (2, 7, 8, 13)]
+    assert "4 cases whose headers declare text in the pixels: left out" in shown["consent"]
+    monkeypatch.setattr("dpeq.reporting.images.load_data", marking(0, 5, 9))
+    pictures = [item["png"] for item in evaluation_images(run, 14)["items"]]
+    assert pictures == [plain["items"][i]["png"] for i in (2, 6, 10, 12)]
+    monkeypatch.setattr("dpeq.reporting.images.load_data", marking(*range(14)))
+    with pytest.raises(DataError, match="leave --images out"):
+        evaluation_images(run, 1)
+
+
+def test_a_report_with_images_is_for_its_owner_alone(full_report, report, tmp_path):
+    """Through the library too, whatever the umask, and where others could read the files before."""
+    before = os.umask(0o022)
+    try:
+        without = write_report(report, tmp_path)
+        assert {path.stat().st_mode & 0o777 for path in without} == {0o644}
+        assert {path.stat().st_mode & 0o777 for path in write_report(full_report, tmp_path)} == {0o600}
+    finally:
+        os.umask(before)
 
 
 def test_other_data_and_no_count_are_refused(run, tmp_path):
