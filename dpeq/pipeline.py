@@ -45,6 +45,7 @@ def train_and_report(
     resume: Path | None = None,
     interruptible: Interruptible = uninterruptible,
     accept: Callable[[str], None] = lambda fingerprint: None,
+    exact_folder: bool = False,
 ) -> Outcome | None:
     """Trains ``config`` and writes the report to its run directory and to ``reports/<name>/``.
 
@@ -55,8 +56,8 @@ def train_and_report(
         command: recorded in the report.
         baseline: also train the same network on the same data without noise (clipped alike) and show it beside. That
             run has **no** privacy; its scores in the report are not covered by the guarantee, and the report says so.
-        resume, interruptible, accept: see :func:`dpeq.training.run.run`; a baseline goes to the folder beside the
-            resumed run.
+        resume, interruptible, accept, exact_folder: see :func:`dpeq.training.run.run`; a baseline goes to the folder
+            beside the resumed run.
 
     Started by torchrun, all processes share every step. The first one does everything else; the others return None.
     """
@@ -68,7 +69,9 @@ def train_and_report(
                 follow(twin, ranks, splits)
             return None
         shared: dict[str, Any] = {"observer": observer or Silent(), "interruptible": interruptible, "ranks": ranks}
-        return _lead(config, twin, runs, reports, command, resume, {**shared, "accept": accept})
+        return _lead(
+            config, twin, runs, reports, command, resume, {**shared, "accept": accept, "exact_folder": exact_folder}
+        )
 
 
 def _lead(

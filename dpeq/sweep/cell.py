@@ -92,6 +92,7 @@ def run_cell(
             resume=folder if state == "unfinished" else None,
             interruptible=interruptible,
             accept=lambda fingerprint: _accept(out, fingerprint),
+            exact_folder=True,
         )
 
 

@@ -142,7 +142,6 @@ def run(
     interruptible: Interruptible = uninterruptible,
     ranks: Ranks | None = None,
     accept: Callable[[str], None] = lambda fingerprint: None,
-    exact: bool = False,
 ) -> Finished:
     """Trains, evaluates and writes a run directory.
 
@@ -157,7 +156,6 @@ def run(
         interruptible: how training learns that it should stop.
         ranks: rank 0 among the processes that share the run; all others call :func:`dpeq.training.follow.follow`.
         accept: given the fingerprint of the data before a new run has a folder; raises to refuse it.
-        exact: the folder is ``out/<name>`` or none: a ConfigError, before anything is spent, when that exists.
 
     Raises:
         ConfigError, DataError, BudgetError: see :mod:`dpeq.errors`.

@@ -16,15 +16,17 @@ from rich.console import Console
 
 from benchmarks.killable import make_config
 from dpeq import sweep_verb
-from dpeq.config import write_config
+from dpeq.config import load_config, write_config
 from dpeq.errors import ConfigError, DpeqError
 from dpeq.interruption import GracefulStop
 from dpeq.privacy import accounting
 from dpeq.privacy.composition import Part, compose
 from dpeq.reporting.numbers import round_up
 from dpeq.sweep import worker
+from dpeq.sweep.cell import run_cell
 from dpeq.sweep.pool import Ended, _task
 from dpeq.sweep_verb import Asked
+from dpeq.training.run import Silent, uninterruptible
 
 EPSILONS = ("8", "inf")
 
@@ -233,6 +235,18 @@ def write_data(room, pixel):
     write_config(config, room / "recipe.yaml")
 
 
+def meanwhile(room, folder):
+    """A cell in whose place another run begins while its own data is loaded."""
+
+    class Slow(Silent):
+        def stage(self, text):
+            folder.mkdir(exist_ok=True)
+
+    config = load_config(room / "recipe.yaml", [f"name={folder.name}", "privacy.epsilon=inf"], data_root=Path())
+    options = {"command": "dpeq", "observer": Slow(), "interruptible": uninterruptible}
+    run_cell(config, out=room / "out", reports=room / "reports", **options)
+
+
 def test_a_sweep_for_real(tmp_path, monkeypatch):
     """Two steps without privacy; then the data is another, and no further cell begins beside the run on the first."""
     monkeypatch.chdir(tmp_path)
@@ -247,6 +261,10 @@ def test_a_sweep_for_real(tmp_path, monkeypatch):
     summary = json.loads((tmp_path / "out" / "reports" / "summary.json").read_text())
     assert summary["runs"][0]["report"] == "chaos-eqresnet9-small-c4-epsinf-1-nonprivate/report.html"
     assert (tmp_path / "out" / "reports" / summary["runs"][0]["report"]).is_file()
+
+    with pytest.raises(ConfigError, match="There is something at .*meanwhile already"):
+        meanwhile(tmp_path, run.with_name("meanwhile"))
+    assert not (tmp_path / "out" / "meanwhile-2").exists()
 
     write_data(tmp_path, 1)
     code, _, err = go(tmp_path, seeds=2, **options)
