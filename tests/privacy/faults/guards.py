@@ -262,7 +262,7 @@ def ledger(seed: int, folder: Path) -> None:
     def watched(self: Randomness, use: str, step: int) -> Stream:
         if use == "noise":
             drawn.add(real(self, "noise", step).words(2).tobytes())
-        return real(self, use, step)  # type: ignore[arg-type]
+        return real(self, use, step)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Randomness, "stream", watched)

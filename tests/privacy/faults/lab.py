@@ -155,7 +155,7 @@ def _train(
     look: Callable[[], None],
 ) -> Trace:
     network = make_network()
-    network.look = look  # type: ignore[assignment]
+    network.look = look
     shown: Any = network.shown
     weights, rows = [_flat(network)], []
 

@@ -20,10 +20,11 @@ ROOT = Path(__file__).resolve().parents[3]
 if str(ROOT / "tests") not in sys.path:
     sys.path.insert(0, str(ROOT / "tests"))  # under pytest, tests/conftest.py has done it
 
-from tests.privacy.faults.faults import FAULTS, planted  # noqa: E402
+from tests.privacy.faults.faults import FAULTS  # noqa: E402
 from tests.privacy.faults.guards import GUARDS, verdict  # noqa: E402
+from tests.privacy.faults.planting import Fault, planted  # noqa: E402
 
-__all__ = ["PAGE", "Row", "judge", "render", "room"]
+__all__ = ["PAGE", "Row", "head", "judge", "line", "room", "shown"]
 
 PAGE = ROOT / "docs" / "faults.md"
 SEED = 0
@@ -49,27 +50,26 @@ def room() -> Iterator[Path]:
         yield Path(folder)
 
 
-def judge(folder: Path) -> dict[str, Row]:
-    """Plants one fault after the other, and asks every guard."""
-    rows = {}
-    for number, fault in enumerate(FAULTS):
-        reached, verdicts = 0, {}
-        for name, guard in GUARDS.items():
-            with planted(fault) as planting:  # for each guard anew: what one broke off must not reach the next
-                verdicts[name] = verdict(guard, SEED, folder / f"{number} {name}")
-            reached += planting.reached
-        rows[fault.name] = Row(reached, verdicts)
-    return rows
+def judge(fault: Fault, folder: Path) -> Row:
+    """Plants a fault and asks every guard."""
+    reached, verdicts = 0, {}
+    for name, guard in GUARDS.items():
+        with planted(fault) as planting:  # for each guard anew: what one broke off must not reach the next
+            verdicts[name] = verdict(guard, SEED, folder / f"{fault.name} {name}")
+        reached += planting.reached
+    return Row(reached, verdicts)
 
 
-def render(rows: Mapping[str, Row]) -> str:
-    """The table between its two marks."""
-    lines = [BEGIN, "", f"| fault | what it breaks | {' | '.join(GUARDS)} |", "|---|---|" + "---|" * len(GUARDS)]
-    for fault in FAULTS:
-        cells = [rows[fault.name].verdicts[name][0] for name in GUARDS]
-        marked = [f" **{c}**" if name == fault.guard else f" {c}" for name, c in zip(GUARDS, cells, strict=True)]
-        lines.append(f"| {fault.name} | {fault.breaks} |{' |'.join(marked)} |".replace("  |", " |"))
-    return "\n".join([*lines, "", END])
+def head() -> list[str]:
+    """The first lines of the table, its mark included."""
+    return [BEGIN, "", f"| fault | what it breaks | {' | '.join(GUARDS)} |", "|---|---|" + "---|" * len(GUARDS)]
+
+
+def line(fault: Fault, row: Row) -> str:
+    """A fault's line of the table."""
+    cells = [row.verdicts[name][0] for name in GUARDS]
+    marked = [f" **{c}**" if name == fault.guard else f" {c}" for name, c in zip(GUARDS, cells, strict=True)]
+    return f"| {fault.name} | {fault.breaks} |{' |'.join(marked)} |".replace("  |", " |")
 
 
 def shown(page: str) -> str:
@@ -80,7 +80,8 @@ def shown(page: str) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     with room() as folder:
-        table = render(judge(folder))
+        lines = [line(fault, judge(fault, folder)) for fault in FAULTS]
+    table = "\n".join([*head(), *lines, "", END])
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(page.replace(shown(page), table), encoding="utf-8")
     print(table)
