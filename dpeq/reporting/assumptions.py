@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.reporting.audit import contradiction
+from dpeq.reporting.audit import refutation
 
 __all__ = ["list_assumptions"]
 
@@ -36,8 +35,7 @@ def list_assumptions(report: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _attention(report: Mapping[str, Any], plan: PrivacyPlan) -> list[tuple[Kind, str, str]]:
     guarantee, run, group = report["guarantee"], report["provenance"], report["group_risk"]
-    steps, epsilon = guarantee["steps"], guarantee["epsilon"]
-    audited = contradiction(report["audit"], plan, steps, math.inf if epsilon == "inf" else epsilon)
+    steps, audited = guarantee["steps"], refutation(report)
     found: list[tuple[str, str]] = []
     if audited is not None:
         found.append(

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpeq.reporting.numbers import percent, round_up, scientific, show, signal
+from dpeq.reporting.audit import refutation
+from dpeq.reporting.numbers import percent, percent_down, round_down, round_up, scientific, show, signal
 
 __all__ = ["UNKNOWN", "checklist", "tier"]
 
@@ -148,7 +149,13 @@ def _result(report: dict[str, Any]) -> Items:
                 f"{scientific(guarantee['delta'])}, which is {signal(guarantee['delta'] * units)} times 1 / N.",
                 "#guarantee",
             ),
-            ("Epsilon", f"{epsilon} for each {guarantee['unit']}: {tier(guarantee['epsilon'])}.", "#guarantee"),
+            (
+                "Epsilon",
+                f"{epsilon} was claimed for each {guarantee['unit']} and is REFUTED by an audit: no tier."
+                if refutation(report)
+                else f"{epsilon} for each {guarantee['unit']}: {tier(guarantee['epsilon'])}.",
+                "#guarantee",
+            ),
         ]
     return [
         *said,
@@ -172,7 +179,8 @@ def _top(report: dict[str, Any]) -> Items:
     if not guarantee["private"]:
         parameters = "Epsilon is infinite: no protection."
     else:
-        parameters = f"ε = {round_up(guarantee['epsilon'], 2)} at δ = {scientific(guarantee['delta'])}"
+        parameters = "REFUTED by an audit; claimed were " if refutation(report) else ""
+        parameters += f"ε = {round_up(guarantee['epsilon'], 2)} at δ = {scientific(guarantee['delta'])}"
         parameters += f", μ = {round_up(guarantee['mu'], 3)}." if guarantee["mu"] is not None else "."
     return [
         ("Privacy parameters", parameters, "#guarantee"),
@@ -189,8 +197,9 @@ def _middle(report: dict[str, Any]) -> Items:
         correct += "; the model was not audited."
     else:
         correct += (
-            f"; an audit found epsilon to be at least {signal(audit['epsilon_lower'])} with confidence "
-            f"{percent(audit['confidence'], 0)}."
+            f"; an audit found epsilon to be at least {round_down(audit['epsilon_lower'], 3)} with confidence "
+            f"{percent_down(audit['confidence'])}"
+            + (", MORE THAN THE GUARANTEE ALLOWS." if refutation(report) else ".")
         )
     channels = "Noise is a discrete Gaussian in whole numbers, so its digits tell nothing; timing of steps is outside."
     if not guarantee["private"]:

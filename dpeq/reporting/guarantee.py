@@ -16,7 +16,7 @@ from dpeq.privacy.risk import Risk
 from dpeq.privacy.risk_words import clinician, officer, reviewer
 from dpeq.reporting.numbers import round_up, scientific
 
-__all__ = ["Spent", "readers", "sampling", "spent", "statement"]
+__all__ = ["REFUTED", "Spent", "readers", "sampling", "spent", "statement"]
 
 _RECOMPUTED = 1e-3  # relative rounding allowed between a plan's epsilon and its recomputation
 
@@ -66,8 +66,12 @@ def _recompute(plan: PrivacyPlan) -> None:
         )
 
 
-def statement(plan: PrivacyPlan, loss: Spent) -> str:
-    """The guarantee in one sentence."""
+REFUTED = "THE GUARANTEE IS FALSE: an audit of this model measured more than it allows."
+"""What comes before every sentence of a guarantee that an audit contradicts."""
+
+
+def statement(plan: PrivacyPlan, loss: Spent, refuted: bool = False) -> str:
+    """The guarantee in one sentence; one more before it where an audit of the model has ``refuted`` it."""
     if not plan.private:
         return (
             "This model was trained WITHOUT differential privacy: nothing limits what it may reveal about any "
@@ -79,17 +83,26 @@ def statement(plan: PrivacyPlan, loss: Spent) -> str:
         if loss.mu is not None
         else ""
     )
+    claim = f"{REFUTED} What was claimed, and does not hold: training" if refuted else "Training"
     return (
-        f"Training satisfies (ε, δ)-differential privacy with ε = {round_up(loss.epsilon, 2)} and "
+        f"{claim} satisfies (ε, δ)-differential privacy with ε = {round_up(loss.epsilon, 2)} and "
         f"δ = {scientific(plan.delta)}{gaussian}, for training sets that differ by adding or removing {one} "
         "and for everything that training released: the final weights, their running average and every checkpoint."
     )
 
 
-def readers(plan: PrivacyPlan, loss: Spent, risk: Risk | None) -> dict[str, list[str]]:
-    """What ``risk`` means in sentences for three readers: {"officer", "clinician", "reviewer"}."""
+def readers(plan: PrivacyPlan, loss: Spent, risk: Risk | None, refuted: bool = False) -> dict[str, list[str]]:
+    """What ``risk`` means in sentences for three readers: {"officer", "clinician", "reviewer"}.
+
+    Where an audit has ``refuted`` the guarantee nothing is limited, and no number is given.
+    """
     if risk is None:
         return _unlimited(plan)
+    if refuted:
+        nothing = (
+            "No limit can be relied on, and none is given here: find the cause first, and do not release the model."
+        )
+        return {reader: [REFUTED, nothing] for reader in ("officer", "clinician", "reviewer")}
     said = {"officer": [*officer(risk)], "clinician": [*clinician(risk)], "reviewer": [*reviewer(risk)]}
     if loss.steps == 0:
         nothing = "No step was taken: nothing of the training data went into the weights, and chance is all there is."

@@ -16,7 +16,7 @@ from dpeq.privacy.remembered import remembered_curve
 from dpeq.privacy.risk import Risk, assess
 from dpeq.reporting.accountants import compared
 from dpeq.reporting.assumptions import list_assumptions
-from dpeq.reporting.audit import read_audit
+from dpeq.reporting.audit import contradiction, read_audit
 from dpeq.reporting.checklist import checklist
 from dpeq.reporting.guarantee import Spent, readers, sampling, spent, statement
 from dpeq.reporting.risks import group_risk
@@ -62,10 +62,11 @@ def _report(
     plan, steps = source.plan, source.ledger.steps
     loss, risk = spent(plan, steps), assess(plan, steps)
     group = group_risk(plan, steps, images_per_patient)
+    audited = contradiction(read_audit(source.path), plan, steps, loss.epsilon)
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "run": source.path.resolve().name,
-        "guarantee": _guarantee(source, loss, risk),
+        "guarantee": _guarantee(source, loss, risk, refuted=audited is not None),
         "accountants": compared(plan, steps),
         "risk": None if risk is None else risk.to_dict(),
         "group_risk": None if group is None else group.to_dict(),
@@ -155,7 +156,7 @@ def _validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(schema)
 
 
-def _guarantee(source: RunDirectory, loss: Spent, risk: Risk | None) -> dict[str, Any]:
+def _guarantee(source: RunDirectory, loss: Spent, risk: Risk | None, *, refuted: bool) -> dict[str, Any]:
     plan = source.plan
     return {
         "private": plan.private,
@@ -169,8 +170,8 @@ def _guarantee(source: RunDirectory, loss: Spent, risk: Risk | None) -> dict[str
         "accountant_note": loss.note,
         "steps": loss.steps,
         "complete": loss.complete,
-        "statement": statement(plan, loss),
-        **readers(plan, loss, risk),
+        "statement": statement(plan, loss, refuted),
+        **readers(plan, loss, risk, refuted),
     }
 
 

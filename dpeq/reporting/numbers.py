@@ -7,7 +7,18 @@ from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
-__all__ = ["duration", "one_in", "percent", "percent_up", "round_down", "round_up", "scientific", "show", "signal"]
+__all__ = [
+    "duration",
+    "one_in",
+    "percent",
+    "percent_down",
+    "percent_up",
+    "round_down",
+    "round_up",
+    "scientific",
+    "show",
+    "signal",
+]
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -32,6 +43,12 @@ def percent(share: float, digits: int = 1) -> str:
 def percent_up(share: float, digits: int = 1) -> str:
     """A share as a percentage, rounded up (for bounds on an attacker's success), never above 100 %."""
     return f"{round_up(min(100 * share, 100.0), digits)}\N{NO-BREAK SPACE}%"
+
+
+def percent_down(share: float, digits: int = 1) -> str:
+    """A share as a percentage, rounded down (for a confidence): 0.99996 -> '99.9 %'; below 1 it is never 100 %."""
+    below = 100.0 if share == 1 else 100.0 - 10.0**-digits
+    return f"{round_down(min(100 * share, below), digits)}\N{NO-BREAK SPACE}%"
 
 
 def signal(value: float, digits: int = 4) -> str:

@@ -154,10 +154,19 @@ def _audit_rows(report: dict[str, Any]) -> Rows:
     rows: Rows = [
         ("Method", audit["method"]),
         ("ε is at least", f"{numbers.round_down(audit['epsilon_lower'])} at δ = {numbers.scientific(audit['delta'])}"),
-        ("Confidence", numbers.percent(audit["confidence"])),
+        ("Confidence", numbers.percent_down(audit["confidence"])),
         ("The guarantee allows at most", allowed),
     ]
-    return rows + [(name.replace("_", " "), numbers.show(value)) for name, value in sorted(audit["details"].items())]
+    return rows + [(name.replace("_", " "), _detail(name, value)) for name, value in sorted(audit["details"].items())]
+
+
+def _detail(name: str, value: Any) -> str:
+    """Lower bounds are rounded down, upper ones up; see :func:`dpeq.reporting.audit.odd_detail` for the rest."""
+    if isinstance(value, float) and name.endswith("_lower"):
+        return numbers.round_down(value, 3)
+    if isinstance(value, float) and (name.endswith(("_high", "_at_most")) or name.endswith("theoretical")):
+        return numbers.round_up(value, 3)
+    return numbers.show(value)
 
 
 def _figures(report: dict[str, Any], rows: dict[str, dict[str, float]]) -> dict[str, Markup | None]:

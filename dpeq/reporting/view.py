@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dpeq.reporting import numbers
+from dpeq.reporting.audit import refutation
 from dpeq.reporting.privacy_view import best_guess, privacy_view
 from dpeq.reporting.record_view import record_view
 from dpeq.reporting.utility_view import utility_view
@@ -35,7 +36,8 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
     return {
         "sections": sections(report),
         "summary": _summary(report),
-        "best_guess": best_guess(report),
+        "refuted": refutation(report),
+        "best_guess": None if refutation(report) else best_guess(report),
         "attention": sum(entry["kind"] == "attention" for entry in report["assumptions"]),
         **privacy_view(report),
         **utility_view(report),
@@ -60,6 +62,12 @@ def _summary(report: dict[str, Any]) -> str:
     )
     if not guarantee["private"]:
         return f"This model gives no protection to the {guarantee['unit']}s it was trained on. {scores}"
+    if refutation(report):
+        return (
+            f"An audit has refuted the limit that was claimed for the {guarantee['unit']}s this model was trained on: "
+            f"it measured more than differential privacy with ε = {numbers.round_up(guarantee['epsilon'])} allows. "
+            f"Do not release this model. {scores}"
+        )
     seeded = (
         "Its random numbers came from a fixed seed, so the limit holds only against those who do not know the seed. "
         if report["provenance"]["rng"] == "seeded"

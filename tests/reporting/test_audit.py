@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import html
 import json
+import re
 
 import pytest
 
@@ -9,7 +11,10 @@ from dpeq.privacy.accounting import upper_bound
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.risk import assess, assess_epsilon
 from dpeq.reporting.audit import contradiction, read_audit
+from dpeq.reporting.check import Disagreement, check_contents
+from dpeq.reporting.html import render_html
 from dpeq.reporting.model import build_report
+from dpeq.reporting.privacy_view import _audit_rows
 from dpeq.reporting.risks import group_risk, risk_from_dict
 
 AUDIT = {"method": "one run", "epsilon_lower": 2.5, "confidence": 0.95, "delta": 1e-4, "details": {"canaries": 1000}}
@@ -33,7 +38,8 @@ def test_an_audit_above_the_guarantee_is_the_first_thing_said(make_run):
     report = build_report(run)
     assert titles(report)[0] == "THE GUARANTEE IS FALSE"
     text = report["assumptions"][0]["text"]
-    assert "at least 9 with confidence 0.95, where the guarantee allows 7.998 at delta 0.0001" in text
+    text = text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "at least 9.000 with confidence 95.0 %, where the guarantee allows 7.998 at delta 1 × 10⁻⁴" in text
     assert "Do not release this model" in text
 
 
@@ -66,7 +72,13 @@ def test_an_audit_contradicts_a_guarantee_at_its_own_delta(private_run):
         {"confidence": 1.0},
         {"delta": 0.0},
         {"method": ""},
+        {"method": "x" * 241},
         {"details": None},
+        {"details": {"verdict": "the guarantee is proven"}},
+        {"details": {"assumes": "x" * 241}},
+        {"details": {"theoretical": "8"}},
+        {"details": {"Verdict: proven": 1}},
+        {"details": {"canaries": [1, 2]}},
         {"more": 1},
     ],
 )
@@ -113,3 +125,61 @@ def test_the_report_of_images_states_the_patients_risk_and_says_where(image_run)
     texts = [next(e["text"] for e in r["assumptions"] if e["title"].startswith("One image")) for r in (alone, grouped)]
     assert "--images-per-patient K" in texts[0]
     assert "What holds for 3 images of one patient is stated" in texts[1]
+
+
+def test_details_are_numbers_and_two_known_words(tmp_path):
+    details = {
+        "theoretical": "inf",
+        "assumes": "That all steps are alike.",
+        "mu_lower": None,
+        "contradicts": True,
+        "n": 2,
+    }
+    (tmp_path / "audit.json").write_text(json.dumps(AUDIT | {"details": details}))
+    assert read_audit(tmp_path)["details"] == details
+
+
+def test_a_report_that_an_audit_refutes_says_so_wherever_it_speaks_of_its_guarantee(make_run):
+    run = make_run()
+    (run / "audit.json").write_text(json.dumps(AUDIT | {"epsilon_lower": 9.0009, "confidence": 0.99996}))
+    report = build_report(run)
+    guarantee = report["guarantee"]
+    assert guarantee["statement"].startswith("THE GUARANTEE IS FALSE: ")
+    for reader in ("officer", "clinician", "reviewer"):
+        assert guarantee[reader][0].startswith("THE GUARANTEE IS FALSE: ")
+        assert "%" not in " ".join(guarantee[reader])
+    answers = {row["item"]: row["answer"] for rows in report["checklist"].values() for row in rows}
+    assert answers["Epsilon"] == "8.00 was claimed for each patient and is REFUTED by an audit: no tier."
+    assert answers["Privacy parameters"].startswith("REFUTED by an audit; claimed were ε = 8.00")
+    assert answers["Formal statement"].startswith("THE GUARANTEE IS FALSE")
+    correct = answers["Algorithms and their correctness"].replace("\N{NO-BREAK SPACE}", " ")
+    assert correct.endswith("at least 9.000 with confidence 99.9 %, MORE THAN THE GUARANTEE ALLOWS.")
+    page = render_html(report)
+    text = " ".join(html.unescape(re.sub("<[^>]+>", " ", page)).split())
+    assert "<title>REFUTED: " in page
+    assert "GUARANTEE REFUTED" in text
+    assert "An audit has refuted the limit" in text
+    assert "proven limit" not in text
+    cards = re.sub("<[^>]+>", " ", page[page.index('<dl class="cards">') : page.index("</dl>", page.index("cards"))])
+    for told in ("8.00", "10⁻⁴", "1 in 10,000", "at most", "≤"):
+        assert told not in cards
+    assert cards.count("refuted by an audit") == 2
+    with pytest.raises(Disagreement, match="THE GUARANTEE IS FALSE"):
+        check_contents(report)
+    (run / "audit.json").write_text(json.dumps(AUDIT))
+    held = build_report(run)
+    assert "REFUTED" not in render_html(held) + json.dumps(held)
+
+
+def test_bounds_of_an_audit_are_rounded_to_the_safe_side(report):
+    details = {"mu_lower": 1.23456, "misses_high": 0.01234, "noise_multiplier_at_most": 1.23451, "theoretical": 7.99761}
+    audit = AUDIT | {"epsilon_lower": 1.2399, "confidence": 0.99996, "details": details}
+    rows = {name: value.replace("\N{NO-BREAK SPACE}", " ") for name, value in _audit_rows(report | {"audit": audit})}
+    assert rows["ε is at least"].startswith("1.23 at")
+    assert rows["Confidence"] == "99.9 %"
+    assert [rows[key] for key in ("mu lower", "misses high", "noise multiplier at most", "theoretical")] == [
+        *("1.234", "0.013", "1.235", "7.998")
+    ]
+    forged = json.loads(json.dumps(report | {"audit": audit | {"details": {"verdict": "proven"}}}))
+    with pytest.raises(Disagreement, match="audit/details/verdict"):
+        check_contents(forged)

@@ -214,7 +214,7 @@ def impossible_plan(report):
         (a_flat_curve, "epsilon_curve/5/1"),
         (ticked_off, "checklist"),
         (an_audit_above_the_guarantee, "THE GUARANTEE IS FALSE"),
-        (an_audit_at_a_smaller_delta, "THE GUARANTEE IS FALSE.*allows 10.* at delta 1e-06"),
+        (an_audit_at_a_smaller_delta, "THE GUARANTEE IS FALSE.*allows 10.* at delta 1.×.10⁻⁶"),
         (an_assumption_less, "assumptions has 12 entries"),
         (an_assumption_of_its_own, "assumptions has 14 entries"),
         (a_kinder_assumption, "assumptions/0/text is 'All is well.'"),

@@ -81,9 +81,9 @@ def test_answers_carry_the_runs_own_figures(answers):
         (lambda r: r.update(companion=None), "Utility", "no run without privacy stands beside"),
         (lambda r: r["guarantee"].update(epsilon=12.0), "Epsilon", "tier 3"),
         (
-            lambda r: r.update(audit={"method": "m", "epsilon_lower": 1.5, "confidence": 0.95}),
+            lambda r: r.update(audit={"method": "m", "epsilon_lower": 1.5, "confidence": 0.95, "delta": 1e-4}),
             "Algorithms and their correctness",
-            "at least 1.5 with confidence 95",
+            "at least 1.500 with confidence 95.0",
         ),
     ],
 )
