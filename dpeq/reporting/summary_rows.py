@@ -40,12 +40,19 @@ def read_rows(runs: Sequence[Path], *, below: Path | None = None) -> tuple[list[
 
     Raises:
         DataError: names the run that is damaged, that lacks a score, or whose data, unit or test set is another's.
-        ConfigError: when a run is named twice, or a folder is no run.
+        ConfigError: when a run is named twice or is another's copy, or a folder is no run.
     """
     resolved = [Path(run).resolve() for run in runs]
     if len(set(resolved)) < len(resolved):
         raise ConfigError("A run was named twice; name each once.")
     read = [_read(Path(run), below) for run in runs]
+    first_of: dict[str, _Run] = {}
+    for run in read:
+        if (same := first_of.setdefault(run.start.run, run)) is not run:
+            raise ConfigError(
+                f"{run.path} is a copy of {same.path}, and a copy is no repetition; leave one of them out (where both "
+                "went on after the copy was made, both have spent since)."
+            )
     finished = [run for run in read if run.data is not None]
     if not finished:
         raise DataError("None of these runs is finished, so there are no scores to summarise; finish one first.")

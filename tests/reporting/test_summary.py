@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,6 +137,11 @@ def test_runs_without_privacy_alone_have_no_total(runs):
     ("make", "error", "sentence"),
     [
         (lambda room, runs: [*runs, runs[0]], ConfigError, "named twice"),
+        (
+            lambda room, runs: [*runs, Path(shutil.copytree(runs[0], room / "copy"))],
+            ConfigError,
+            r"copy is a copy of .*x-eqresnet9-d4-eps1-1, and a copy is no repetition",
+        ),
         (
             lambda room, runs: [*runs, lay_down(room, cell_config(room, "other", 1.0), data_sha256="0" * 64)],
             DataError,
