@@ -117,7 +117,9 @@ def _run(task: dict[str, Any], teller: Teller, stop: GracefulStop) -> int:
 
 
 def _stop_with_the_sweep() -> None:
-    sys.stdin.read()
+    # Not by sys.stdin: a process that is forked meanwhile, to read images, closes that, and would wait for its lock.
+    while os.read(0, 4096):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
