@@ -201,6 +201,28 @@ def test_class_scores_of_a_second_attribute_go_where_it_differs_by_few_of_a_clas
     assert by_class(second) == []
 
 
+def test_what_is_left_of_an_attribute_is_held_against_the_groups_of_the_other():
+    """The scores of what is not shown follow by subtraction."""
+    three = ["A"] * 21 + ["B"] * 20 + ["C"] * 19
+    one = [""] * 20 + ["D"] * 40
+    for groups in ({"site": one, "device": three}, {"site": three, "device": one}):
+        first, second = scores(groups)
+        assert first["groups"]
+        assert second["groups"] == []
+    values, labels, proba = with_positives(("A", 12, 4), ("B", 12, 4), ("C", 6, 4), ("C", 7, 8), ("C", 7, 8))
+    device = ["D"] * 42 + ["E"] * 15 + ["F"] * 15
+    for first, second in (("site", "device"), ("device", "site")):
+        groups = {first: values, second: device}
+        told = {
+            entry["attribute"]: by_class(entry)
+            for entry in subgroup_scores(proba, labels, ("a", "b"), groups, n_bootstrap=20)
+        }
+        if first == "site":
+            assert told == {"site": ["C"], "device": []}, "D and what is not C differ by four positive cases"
+        else:
+            assert told == {"site": ["D", "E", "F"], "device": []}
+
+
 def test_attributes_and_groups_come_in_their_order_and_unknown_attributes_not_at_all():
     site = [f"site {2 + n % 3 * 4}" for n in range(90)]
     age = [("90+", "0-9", "10-19")[n % 3] for n in range(90)]
