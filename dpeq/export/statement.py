@@ -5,24 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.reporting.audit import contradiction
 from dpeq.reporting.guarantee import spent, statement
 from dpeq.reporting.rundir import LedgerFacts
 
 __all__ = ["no_statement", "privacy_statement"]
 
 
-def privacy_statement(plan: PrivacyPlan, ledger: LedgerFacts) -> dict[str, Any]:
+def privacy_statement(plan: PrivacyPlan, ledger: LedgerFacts, audit: dict[str, Any] | None = None) -> dict[str, Any]:
     """What the report says of the guarantee, as JSON; epsilon is recomputed from the plan's constants, not copied.
 
-    A run without privacy is labelled ``NON-PRIVATE``, and its statement begins with that word.
+    A run without privacy is labelled ``NON-PRIVATE``, and its statement begins with that word. ``audit`` is what
+    :func:`~dpeq.reporting.audit.read_audit` gives: where it contradicts the guarantee, label and statement say so.
 
     Raises:
         DataError: when the plan's constants cost more than it states.
     """
     loss = spent(plan, ledger.steps)
-    sentence = statement(plan, loss)
+    refuted = contradiction(audit, plan, ledger.steps, loss.epsilon) is not None
+    sentence = statement(plan, loss, refuted)
+    label = "GUARANTEE REFUTED" if refuted else "DIFFERENTIALLY PRIVATE"
     return {
-        "label": "DIFFERENTIALLY PRIVATE" if plan.private else "NON-PRIVATE",
+        "label": label if plan.private else "NON-PRIVATE",
         "private": plan.private,
         "statement": sentence if plan.private else f"NON-PRIVATE. {sentence}",
         "epsilon": loss.epsilon if plan.private else "inf",

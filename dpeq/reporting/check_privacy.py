@@ -122,7 +122,11 @@ def check_accountants(report: dict[str, Any], plan: PrivacyPlan) -> str:
                 f"accountant {name} answers {anew.epsilon[name]:.6g} here, and {value:.6g} in the report"
             )
     asked = "The accountants answer here what the report says"
-    return f"{asked}, but for {', '.join(silent)}, which give no answer here." if silent else f"{asked}."
+    if silent:
+        asked += f", but for {', '.join(silent)}, which give no answer here"
+    if unasked := sorted(anew.epsilon.keys() - said["epsilon"].keys()):
+        asked += f"; {', '.join(unasked)}, which it has no answer of, answer here as well"
+    return f"{asked}."
 
 
 @lru_cache(maxsize=16)

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from dpeq.errors import ConfigError, DataError
+from dpeq.export.statement import privacy_statement
 from dpeq.privacy.accounting import upper_bound
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.risk import assess, assess_epsilon
@@ -16,6 +17,7 @@ from dpeq.reporting.html import render_html
 from dpeq.reporting.model import build_report
 from dpeq.reporting.privacy_view import _audit_rows
 from dpeq.reporting.risks import group_risk, risk_from_dict
+from dpeq.reporting.rundir import ledger_facts
 
 AUDIT = {"method": "one run", "epsilon_lower": 2.5, "confidence": 0.95, "delta": 1e-4, "details": {"canaries": 1000}}
 
@@ -183,3 +185,15 @@ def test_bounds_of_an_audit_are_rounded_to_the_safe_side(report):
     forged = json.loads(json.dumps(report | {"audit": audit | {"details": {"verdict": "proven"}}}))
     with pytest.raises(Disagreement, match="audit/details/verdict"):
         check_contents(forged)
+
+
+def test_exported_files_say_that_their_guarantee_is_refuted(private_run):
+    plan = PrivacyPlan.read(private_run / "plan.json")
+    ledger = ledger_facts(private_run / "ledger.jsonl", plan)
+    said = privacy_statement(plan, ledger, AUDIT | {"epsilon_lower": 9.0})
+    assert said["label"] == "GUARANTEE REFUTED"
+    assert said["statement"].startswith("THE GUARANTEE IS FALSE")
+    for audit in (None, AUDIT):
+        said = privacy_statement(plan, ledger, audit)
+        assert said["label"] == "DIFFERENTIALLY PRIVATE"
+        assert said["statement"].startswith("Training satisfies")

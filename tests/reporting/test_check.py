@@ -7,6 +7,7 @@ import pytest
 
 from dpeq.errors import DataError
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.reporting.accountants import gap_of
 from dpeq.reporting.check import check_report
 from dpeq.reporting.checklist import checklist
 from dpeq.reporting.guarantee import Spent, readers, statement
@@ -274,3 +275,14 @@ def test_no_report_is_said_in_one_sentence(tmp_path):
     (tmp_path / "report.json").write_text("[]")
     with pytest.raises(DataError, match="schema"):
         check_report(tmp_path / "report.json")
+
+
+def test_an_accountant_that_the_report_leaves_out_is_told(written):
+    def leave_out(report):
+        del report["accountants"]["epsilon"]["rdp"]
+        report["accountants"]["missing"]["rdp"] = "All is well."
+        report["accountants"]["gap"] = gap_of(report["accountants"]["epsilon"])
+        del report["checklist"]
+        report["checklist"] = checklist(report)
+
+    assert "; rdp, which it has no answer of, answer here as well." in " ".join(check_report(written(leave_out)))
