@@ -135,9 +135,9 @@ def run_facts(plan: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _accountants() -> Iterator[None]:
-    """One process answers for all reports of a module; each would start its own otherwise."""
+    """The same processes answer for all reports here; each would start its own otherwise, which takes seconds."""
     with accounting.session():
         yield
 

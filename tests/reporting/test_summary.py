@@ -12,7 +12,6 @@ from finished_runs import DELTA, RATE, SIGMA, STEPS, cell_config, lay_down
 from scipy import stats
 
 from dpeq.errors import ConfigError, DataError
-from dpeq.privacy import accounting
 from dpeq.privacy.composition import Part, compose, compose_ledgers
 from dpeq.reporting.numbers import round_up
 from dpeq.reporting.summary import build_summary
@@ -32,13 +31,6 @@ MODELS = {
     "cnn-twin": {"name": "cnn", "match": "eqresnet9"},
     "vit-twin": {"name": "vit", "match": "eqresnet9"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _accountants():
-    """Started once for all tests here."""
-    with accounting.session("pld", "rdp"):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from finished_runs import cell_config, lay_down
 from rich.console import Console
 
 from dpeq.errors import ConfigError, DataError
-from dpeq.privacy import accounting
 from dpeq.privacy.accounting import upper_bound
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
@@ -19,13 +18,6 @@ from dpeq.report_verb import check_reports, report_runs
 from dpeq.reporting.summary import build_summary
 from dpeq.reporting.summary_check import check_summary
 from dpeq.reporting.summary_html import write_summary
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _accountants():
-    """Started once for all tests here."""
-    with accounting.session("pld", "rdp"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +61,7 @@ def test_a_true_summary_passes_with_and_without_its_runs(tmp_path, runs, summary
 def test_a_private_run_that_cannot_be_read_is_told_as_left_out(tmp_path, runs, summary):
     room = tmp_path / "runs"
     shutil.copytree(runs[0].parent, room)
+    shutil.copytree(room / "x-0", room / "copy-of-x-0")  # spent nothing of its own
     (room / "broken").mkdir()
     (room / "broken" / "ledger.jsonl").touch()
     assert f"leaves out {room / 'broken'}:" in check_summary(written(tmp_path, summary), runs=room)[-1]
