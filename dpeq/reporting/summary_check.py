@@ -12,6 +12,7 @@ from typing import Any
 from dpeq.errors import ConfigError, DataError
 from dpeq.privacy import accounting
 from dpeq.privacy.accounting import upper_bound
+from dpeq.privacy.ledger import read_ledger
 from dpeq.reporting.check_privacy import Disagreement
 from dpeq.reporting.check_run import UNVERIFIED, check_page
 from dpeq.reporting.rundir import read_plan
@@ -134,7 +135,7 @@ def _check_folders(path: Path, summary: Mapping[str, Any], places: Sequence[Path
     }
     folders = [folder for folder in found.values() if folder is not None]
     if not any((folder / "run.json").is_file() for folder in folders):
-        return [f"{UNVERIFIED}the run folders are not at hand: scores and steps are as the summary states them."]
+        return [f"{UNVERIFIED}the run folders are not at hand: data, scores and steps are as the summary states them."]
     again, data = read_rows(folders, below=path.parent)
     whole = len(again) == len(rows)
     for now in again:
@@ -160,7 +161,8 @@ def _check_folders(path: Path, summary: Mapping[str, Any], places: Sequence[Path
 
 def _left_out(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list[str]:
     """Private runs on the same data that lie there and that the total does not count."""
-    named, missed = {row["run"] for row in rows}, []
+    named, heads = {row["run"] for row in rows}, {row["ledger_head"] for row in rows}
+    missed: list[str] = []
     for place in places:
         for folder in sorted(ledger.parent for ledger in place.glob("*/ledger.jsonl")):
             if folder.name in named:
@@ -168,6 +170,7 @@ def _left_out(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list
             try:
                 same = Start.read(folder).data_sha256 == rows[0]["data_sha256"]
                 ours = same and read_plan(folder / "plan.json").private
+                ours = ours and read_ledger(folder / "ledger.jsonl").head not in heads  # a copy spent nothing more
             except (ConfigError, DataError):
                 ours = True  # what cannot be read may have spent anything
             missed += [str(folder)] if ours else []
