@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Method", "audit"]
 
-Method = Literal["step", "one-run"]
+Method = Literal["step", "one-run", "black-box"]
 _BLOCK = 500  # repetitions of a step under one key, and between two times that they are kept
 _TIMED = 10
 
@@ -86,7 +86,7 @@ def audit(
         try:
             with stop:
                 work = _repeat if method == "step" else _train
-                found = work(out, asked, repetitions if method == "step" else canaries, stop)
+                found = work(out, asked, method, repetitions if method == "step" else canaries, stop)
         except KeyboardInterrupt:
             found = None
         if found is None:
@@ -138,7 +138,7 @@ def _resolve(
 _Found = tuple[list["AuditResult"], "Membership"]
 
 
-def _repeat(out: Console, asked: _Asked, repetitions: int, stop: Any) -> _Found | None:
+def _repeat(out: Console, asked: _Asked, method: str, repetitions: int, stop: Any) -> _Found | None:
     """One private step, ``repetitions`` times with the canary and as often without; None when it was stopped."""
     import numpy as np
 
@@ -151,7 +151,7 @@ def _repeat(out: Console, asked: _Asked, repetitions: int, stop: Any) -> _Found 
     if repetitions < 100:
         raise ConfigError(f"{repetitions} repetitions can show nothing; give 100 at least, better 5000.")
     plan = asked.plan
-    facts = {"method": "step", "plan_sha256": plan.sha256, "repetitions": repetitions, "certain": asked.certain}
+    facts = {"method": method, "plan_sha256": plan.sha256, "repetitions": repetitions, "certain": asked.certain}
     begin(asked.folder, facts)
     audited = in_every_step(plan) if asked.certain else plan
     kept = read_scores(asked.folder)
@@ -194,13 +194,13 @@ def _repeat(out: Console, asked: _Asked, repetitions: int, stop: Any) -> _Found 
     return [found.step, found.training], attack
 
 
-def _train(out: Console, asked: _Asked, canaries: int, stop: Any) -> _Found | None:
+def _train(out: Console, asked: _Asked, method: str, canaries: int, stop: Any) -> _Found | None:
     """One training with canaries; None when it was stopped."""
     import torch
 
     from dpeq.audit.canaries import CanaryNetwork
     from dpeq.audit.kept import begin
-    from dpeq.audit.one_run import FEWEST, attack_training, audit_training
+    from dpeq.audit.one_run import FEWEST, Kind, attack_training, audit_training
     from dpeq.audit.picture import profile_of
     from dpeq.console import RichObserver, duration
     from dpeq.dry_step import require_trainable
@@ -216,6 +216,7 @@ def _train(out: Console, asked: _Asked, canaries: int, stop: Any) -> _Found | No
     if canaries < FEWEST:
         raise ConfigError(f"{canaries} canaries can show nothing; give {FEWEST} at least, better 1000.")
     config, plan = asked.config, asked.plan
+    kind: Kind = "input" if method == "black-box" else "gradient"
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     prepared = prepare(config)
@@ -226,8 +227,10 @@ def _train(out: Console, asked: _Asked, canaries: int, stop: Any) -> _Found | No
         StartingWeights.read(config.model.weights).put_into(model)
     if prepared.foreign:
         require_trainable(model, prepared.shape, classes, plan.views)
-    timed = CanaryNetwork(model, canaries, classes, plan.max_grad_norm, settings.class_weights)
-    shape = (prepared.shape[0] + 1, *prepared.shape[1:])
+    timed, shape = model, prepared.shape
+    if kind == "gradient":
+        timed = CanaryNetwork(model, canaries, classes, plan.max_grad_norm, settings.class_weights)
+        shape = (shape[0] + 1, *shape[1:])
     seconds = estimate_seconds(timed, shape, plan, physical_units=settings.physical_units, device=device)
     seconds *= 1 + plan.sample_rate * canaries / 2 / plan.expected_batch_size
     out.print(f"A training of {plan.steps} steps; time on this machine: about {duration(seconds)}.")
@@ -242,7 +245,7 @@ def _train(out: Console, asked: _Asked, canaries: int, stop: Any) -> _Found | No
             )
         flat = json.dumps(settings_of(config, prepared.card), sort_keys=True)
         facts = {
-            "method": "one-run",
+            "method": method,
             "plan_sha256": plan.sha256,
             "canaries": canaries,
             "settings_sha256": hashlib.sha256(flat.encode()).hexdigest(),
@@ -260,6 +263,7 @@ def _train(out: Console, asked: _Asked, canaries: int, stop: Any) -> _Found | No
             device=device,
             augment=augmentation(prepared),
             images_per_unit=config.views.images_per_unit,
+            kind=kind,
             save_every=config.training.checkpoint_every,
             after_step=lambda record: observer.stepped(record, plan),
             should_stop=should_stop,

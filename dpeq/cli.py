@@ -371,7 +371,12 @@ def audit(
     ],
     overrides: Overrides = None,
     method: Annotated[
-        str, typer.Option("--method", help="step: one private step, many times. one-run: a training with canaries.")
+        str,
+        typer.Option(
+            "--method",
+            help="step: one private step, many times. one-run: a training with canaries, every release heard. "
+            "black-box: a training with images as canaries, of which the network is asked at the end.",
+        ),
     ] = "step",
     canaries: Annotated[int, typer.Option("--canaries", help="Of a training; each is in or out by a coin.")] = 1000,
     repetitions: Annotated[

@@ -6,15 +6,18 @@ they would without canaries; they are thrown away all the same, for this is a tr
 says what that spent.
 
 The attacker knows the plan, hears every released sum, and scores each canary by the likelihood ratio of what he heard
-along its direction. He does not know the coins.
+along its direction. He does not know the coins. A weaker one, with canaries that are images (:mod:`dpeq.audit.inputs`),
+sees the averaged weights of the end and nothing before.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +25,7 @@ import torch
 from torch import nn
 
 from dpeq.audit.canaries import CanaryNetwork, MarkedAugment, with_canaries
+from dpeq.audit.inputs import InputCanaries
 from dpeq.audit.kept import read_state, write_state
 from dpeq.audit.listening import Array, listen, log_likelihood_ratio
 from dpeq.data.images import ImageSet
@@ -37,18 +41,23 @@ from dpeq.privacy.randomness import Randomness
 from dpeq.training.loop import StepRecord, train
 from dpeq.training.state import OptimizerSettings, TrainingState
 
-__all__ = ["FEWEST", "Attack", "attack_training", "audit_training", "toss"]
+__all__ = ["FEWEST", "Attack", "Kind", "attack_training", "audit_training", "toss"]
 
 FEWEST = 20
 """Canaries; with fewer nothing can be shown at 95 %."""
 
+Kind = Literal["gradient", "input"]
 Bits = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What came of it: whether each canary was in, its score, how many steps were heard, and whether it was stopped."""
+    """What came of it: whether each canary was in, its score, how many steps were heard, and whether it was stopped.
 
+    The scores of input canaries are zero until the training has ended.
+    """
+
+    kind: Kind
     included: Bits
     scores: Array
     heard: int
@@ -73,6 +82,7 @@ def attack_training(
     device: torch.device,
     augment: Augment | None = None,
     images_per_unit: int | None = None,
+    kind: Kind = "gradient",
     save_every: int = 20,
     after_step: Callable[[StepRecord], None] = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -92,14 +102,23 @@ def attack_training(
         raise ConfigError(f"The audit in {folder} has {len(included)} canaries, not {canaries}; give another folder.")
     scores = np.zeros(canaries) if before is None else before.scores
     heard = 0 if before is None else before.heard
-    network = CanaryNetwork(model, canaries, len(images.classes), plan.max_grad_norm, settings.class_weights)
-    tensors = sum(p.requires_grad for p in network.parameters())
+    classes, chosen = len(images.classes), np.flatnonzero(included).tolist()
 
     def hear(numbers: Array) -> None:
         nonlocal heard
         scores[:] += log_likelihood_ratio(numbers, plan, tensors)
         heard += 1
 
+    inputs, network, views = None, model, augment
+    listening: AbstractContextManager[None] = nullcontext()
+    if kind == "input":
+        inputs = InputCanaries.make(canaries, images.images.shape[1:], classes)
+        units = inputs.beside(images, chosen)
+    else:
+        network = drawn = CanaryNetwork(model, canaries, classes, plan.max_grad_norm, settings.class_weights)
+        units, views = with_canaries(images, chosen, drawn.label), None if augment is None else MarkedAugment(augment)
+        listening = listen(drawn, plan, hear)
+    tensors = sum(p.requires_grad for p in network.parameters())
     states: list[TrainingState] = []
 
     def save() -> None:
@@ -120,19 +139,19 @@ def attack_training(
     path = folder / "ledger.jsonl"
     with (
         Ledger.open(path, plan) if path.exists() else Ledger.create(path, plan) as ledger,
-        listen(network, plan, hear),
+        listening,
     ):
         if not any(note["kind"] == "audit" for note in ledger.notes):
             ledger.note("audit", canaries=canaries, detail="A training with canaries: an audit, not for release.")
         result = train(
             network,
-            with_canaries(images, np.flatnonzero(included).tolist(), network.label),
+            units,
             plan,
             ledger,
             settings,
             Randomness.create(None),
             device=device,
-            augment=None if augment is None else MarkedAugment(augment),
+            augment=views,
             images_per_unit=images_per_unit,
             resume=begin,
             after_step=stepped,
@@ -140,7 +159,9 @@ def attack_training(
         )
         if result.stopped:
             save()
-    return Attack(included, scores, heard, result.stopped)
+        elif inputs is not None:
+            scores = inputs.scores(result.averaged, device)
+    return Attack(kind, included, scores, heard, result.stopped)
 
 
 def audit_training(plan: PrivacyPlan, attack: Attack, *, confidence: float = 0.95) -> AuditResult:
@@ -155,4 +176,4 @@ def audit_training(plan: PrivacyPlan, attack: Attack, *, confidence: float = 0.9
         "steps_heard": attack.heard,
         "noise_multiplier": plan.noise_multiplier,
     }
-    return replace(own, details={**own.details, **beside})
+    return replace(own, method=f"{attack.kind} canaries, {own.method}", details={**own.details, **beside})

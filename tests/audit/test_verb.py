@@ -136,6 +136,15 @@ def test_a_training_with_canaries_of_a_run(run, recipe):
     assert read_ledger(run / "ledger.jsonl").steps == 4
 
 
+def test_a_training_with_images_as_canaries(recipe, tmp_path):
+    folder = tmp_path / "out"
+    code, told, _ = go(recipe, "privacy.epsilon=8", method="black-box", folder=folder)
+    assert code == 0
+    assert "input canaries" in read_audit(folder)["method"]
+    assert json.loads((folder / "begun.json").read_text())["method"] == "black-box"
+    assert "not for release" in told
+
+
 def test_other_data_than_the_runs_is_refused(tmp_path, recipe):
     folder = lay_down(tmp_path, cell_config(tmp_path, "run", 8.0))
     fingerprint_key(tmp_path, make=True)
