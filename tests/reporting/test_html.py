@@ -242,7 +242,7 @@ def test_accountants_stand_with_their_bounds_and_the_one_that_is_quoted(text, re
 
 def test_groups_too_small_to_show_are_counted(text):
     place = text[text.index('id="subgroups"') : text.index('id="images"')]
-    assert "Not shown, because their groups are too small: 34 cases" in place
+    assert "Not shown: 34 cases" in place
     assert "All are withheld." in place
     assert "Sensitivity" not in place  # no group has one: no column of dashes
 
