@@ -262,7 +262,7 @@ def test_a_sweep_for_real(tmp_path, monkeypatch):
     assert summary["runs"][0]["report"] == "chaos-eqresnet9-small-c4-epsinf-1-nonprivate/report.html"
     assert (tmp_path / "out" / "reports" / summary["runs"][0]["report"]).is_file()
 
-    with pytest.raises(ConfigError, match="There is something at .*meanwhile already"):
+    with pytest.raises(ConfigError, match=r"There is something at .*meanwhile already"):
         meanwhile(tmp_path, run.with_name("meanwhile"))
     assert not (tmp_path / "out" / "meanwhile-2").exists()
 
