@@ -25,6 +25,7 @@ from dpeq.evaluation.predict import predict_cases
 from dpeq.models.registry import build_model
 from dpeq.privacy.ledger import read_ledger
 from dpeq.reporting.rundir import read_run
+from dpeq.training.evidence import check_weights
 from dpeq.training.prepare import load_data, prepare
 from dpeq.training.run import run
 from dpeq.training.scoring import load_weights, rescore
@@ -201,6 +202,8 @@ def test_weights_that_this_run_did_not_write_are_refused(copy, name):
         DataError, match=rf"{name}\.safetensors does not hold the weights that this run's training wrote"
     ):
         read_run(copy)
+    with pytest.raises(DataError, match="does not hold the weights"):
+        check_weights(path, path.read_bytes())
     if name == "raw":
         return  # they are not the ones that are scored
     with pytest.raises(DataError, match="does not hold the weights"):
