@@ -61,7 +61,7 @@ def audit(
     method: str,
     canaries: int,
     repetitions: int,
-    certain: bool,
+    certain: bool | None,
     folder: Path | None,
     data_root: Path | None,
 ) -> None:
@@ -72,14 +72,14 @@ def audit(
     """
     if method not in get_args(Method):
         raise ConfigError(f"--method is {method}; give {' or '.join(get_args(Method))}.")
-    if certain and method != "step":
-        raise ConfigError("--certain is about the step alone; leave it out, or give --method step.")
+    if certain is not None and method != "step":
+        raise ConfigError("--certain and --coins are about the step alone; leave them out, or give --method step.")
     with accounting.session("pld", "rdp"):  # their libraries load while this process still imports
         from dpeq.audit.kept import refuse_over
         from dpeq.interruption import GracefulStop
         from dpeq.training.files import make_folder
 
-        asked = _resolve(target, overrides, method, certain, folder, data_root)
+        asked = _resolve(target, overrides, method, certain is not False, folder, data_root)
         make_folder(asked.folder)
         refuse_over(asked.folder)
         stop = GracefulStop()

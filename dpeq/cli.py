@@ -383,8 +383,13 @@ def audit(
         int, typer.Option("--repetitions", help="Of a step, with the canary, and as many without it.")
     ] = 5000,
     certain: Annotated[
-        bool, typer.Option("--certain", help="Of a step: the unit is in every one, so noise and clipping alone count.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--certain/--coins",
+            help="Of a step: the unit is in every one, which tests noise and clipping sharply; or by the plan's coins. "
+            "The first by default.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder to write to; RUN/audit-METHOD, or runs/<recipe>-audit-METHOD by default."),

@@ -29,6 +29,7 @@ from dpeq.audit.listening import listen
 from dpeq.data.images import ImageSet
 from dpeq.errors import ConfigError
 from dpeq.privacy import accounting
+from dpeq.privacy.audit.counts import rate_high
 from dpeq.privacy.audit.curves import GaussianCurves, SubsampledGaussianCurves, own_curves
 from dpeq.privacy.audit.many_runs import audit_many_runs
 from dpeq.privacy.audit.result import AuditResult
@@ -38,7 +39,7 @@ from dpeq.privacy.randomness import Randomness
 from dpeq.training.loop import train
 from dpeq.training.state import OptimizerSettings
 
-__all__ = ["StepAudit", "audit_step", "in_every_step", "many_steps_of", "one_step_of", "repeat_step"]
+__all__ = ["StepAudit", "audit_step", "best_threshold", "in_every_step", "many_steps_of", "one_step_of", "repeat_step"]
 
 Array = npt.NDArray[np.float64]
 
@@ -133,7 +134,14 @@ def audit_step(
     either, and a non-private plan.
     """
     one = one_step_of(in_every_step(plan) if certain else plan)
-    step = audit_many_runs(with_canary, without, own_curves(one), confidence=confidence, theoretical=one.epsilon_spent)
+    step = audit_many_runs(
+        with_canary,
+        without,
+        own_curves(one),
+        threshold=best_threshold(one, min(len(with_canary), len(without)), confidence),
+        confidence=confidence,
+        theoretical=one.epsilon_spent,
+    )
     strength = step.details["strength"]
     if plan.sample_rate == 1.0:
         gaussian = GaussianCurves(plan.delta)
@@ -160,6 +168,26 @@ def audit_step(
         },
     )
     return StepAudit(replace(step, method=f"one private step, {step.method}"), training)
+
+
+def best_threshold(plan: PrivacyPlan, repetitions: int, confidence: float) -> float:
+    """Where the plan says that so many repetitions of either kind will prove most; it is named before any is looked at.
+
+    A threshold t has a rate of false alarms Phi(-t) and hits with (1 - q) Phi(-t) + q Phi(1 / sigma - t), once a unit
+    is in. To rates within their confidence limits belongs the 1 / sigma that solves the same equation, and the t with
+    the largest is returned.
+    """
+    from scipy.special import ndtr, ndtri
+
+    q, shift = plan.sample_rate, 1.0 / plan.noise_multiplier
+    t = np.linspace(-3.0, shift + 4.0, 701)
+    each = 1.0 - (1.0 - confidence) / 2
+    alarms = rate_high(repetitions * ndtr(-t), repetitions, each)
+    misses = rate_high(repetitions * ((1.0 - q) * ndtr(t) + q * ndtr(t - shift)), repetitions, each)
+    explained = (1.0 - misses - (1.0 - q) * alarms) / q  # the part of the sampled ones that hits at least
+    with np.errstate(invalid="ignore"):
+        strength = np.where((explained > 0) & (alarms < 1), ndtri(explained) - ndtri(alarms), -np.inf)
+    return float(t[int(np.nanargmax(strength))])
 
 
 def _assumed(plan: PrivacyPlan, certain: bool) -> str:

@@ -8,7 +8,7 @@ import pytest
 import dpeq.privacy.optimizer as optimizer_module
 import dpeq.training.loop as loop_module
 from dpeq.audit import step as step_module
-from dpeq.audit.step import audit_step, many_steps_of, one_step_of, repeat_step
+from dpeq.audit.step import audit_step, best_threshold, in_every_step, many_steps_of, one_step_of, repeat_step
 from dpeq.errors import ConfigError
 from dpeq.privacy import accounting
 from dpeq.privacy.gdp import gaussian_epsilon
@@ -83,6 +83,27 @@ def test_scores_are_what_the_plan_says(clipping):
     assert not found.step.contradicts
     assert not found.training.contradicts
     assert found.step.epsilon_lower > 0
+
+
+def test_a_step_without_coins_speaks_of_the_plan_with_them():
+    """Strength is 1 / sigma on both sides, so the bound on a training is that of the noise that was found."""
+    plan = make_plan(rate=0.2, sigma=1.0)
+    block = many_steps_of(in_every_step(plan), 600)
+    found = audit_step(plan, repeat_step(block, canary=True), repeat_step(block, canary=False), certain=True)
+    assert found.step.theoretical == pytest.approx(gaussian_epsilon(1.0, DELTA), rel=1e-2)
+    sigma = found.training.details["noise_multiplier_at_most"]
+    assert 1.0 <= sigma < 1.6
+    assert found.training.epsilon_lower == pytest.approx(accounting.epsilon_pld(0.2, sigma, 3, DELTA), rel=0.01)
+    assert not found.training.contradicts
+    assert "not tested" in found.training.assumes
+
+
+def test_the_threshold_is_named_by_the_plan_alone():
+    """Half way between the two hypotheses without coins, where few alarms are with them; no run is spent on it."""
+    assert best_threshold(make_plan(), 1000, 0.95) == pytest.approx(0.5 / 0.7, abs=0.02)
+    assert best_threshold(make_plan(rate=0.1), 5000, 0.95) > 1.2
+    scores = np.random.default_rng(0).normal(size=(2, 200))
+    assert audit_step(make_plan(), scores[0] + 1, scores[1]).step.details["chosen_on"] == 0
 
 
 class _Louder(PlanOptimizer):

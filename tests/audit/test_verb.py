@@ -71,7 +71,7 @@ def run(tmp_path):
 
 
 def go(target, *overrides, **changes):
-    options = {"method": "step", "canaries": 100, "repetitions": 120, "certain": False, "folder": None}
+    options = {"method": "step", "canaries": 100, "repetitions": 120, "certain": None, "folder": None}
     out, err = io.StringIO(), io.StringIO()
     code = 0
     try:
@@ -89,7 +89,7 @@ def go(target, *overrides, **changes):
 
 def test_a_step_by_a_configuration(recipe, tmp_path):
     folder = tmp_path / "out"
-    code, told, _ = go(recipe, "privacy.epsilon=8", folder=folder, certain=True, repetitions=600)
+    code, told, _ = go(recipe, "privacy.epsilon=8", folder=folder, repetitions=600)
     assert code == 0
     assert "1,200 private steps to take; time on this machine: about" in told
     for name in ("audit.json", "attack.json", "roc.svg", "roc.png"):
@@ -106,6 +106,14 @@ def test_a_step_by_a_configuration(recipe, tmp_path):
         assert words in told
 
 
+def test_a_step_with_its_coins(recipe, tmp_path):
+    folder = tmp_path / "out"
+    code, told, _ = go(recipe, "privacy.epsilon=8", folder=folder, certain=False)
+    assert code == 0
+    assert "not tested" not in told
+    assert read_audit(folder)["details"]["in_every_step"] is False
+
+
 def test_an_audit_that_is_over_stays_over(recipe, tmp_path):
     folder = tmp_path / "out"
     assert go(recipe, "privacy.epsilon=8", folder=folder)[0] == 0
@@ -114,7 +122,7 @@ def test_an_audit_that_is_over_stays_over(recipe, tmp_path):
 
 
 def test_a_run_gets_the_audit_for_its_report(run):
-    code, told, _ = go(run, certain=True)
+    code, told, _ = go(run)
     assert code == 0
     assert f"'dpeq report {run}' shows it" in told
     audit = read_audit(run)
@@ -188,7 +196,7 @@ def test_another_audit_does_not_go_on_in_its_place(recipe, tmp_path, monkeypatch
     folder = tmp_path / "out"
     monkeypatch.setattr(RichObserver, "loading", lambda self, done, total: os.kill(os.getpid(), signal.SIGINT))
     assert go(recipe, "privacy.epsilon=8", folder=folder)[0] == 130
-    for changes, what in (({"repetitions": 130}, "repetitions 120"), ({"certain": True}, "certain False")):
+    for changes, what in (({"repetitions": 130}, "repetitions 120"), ({"certain": False}, "certain True")):
         with pytest.raises(ConfigError, match=what):
             go(recipe, "privacy.epsilon=8", folder=folder, **changes)
     with pytest.raises(ConfigError, match="plan_sha256"):
@@ -200,7 +208,7 @@ def test_what_contradicts_the_plan_exits_with_1(run, monkeypatch):
         return add_noise(total, std=self.plan.noise_multiplier * self.plan.max_grad_norm / 4, stream=noise)
 
     monkeypatch.setattr(PlanOptimizer, "noised", quieter)
-    code, _, told = go(run, certain=True)
+    code, _, told = go(run)
     assert code == 1
     assert "contradicts the plan" in told
     plan = plan_at(8.0)
@@ -238,14 +246,14 @@ def test_the_same_numbers_give_the_same_picture(tmp_path, suffix):
 def test_the_command_line_hands_everything_on(monkeypatch):
     given = {}
     monkeypatch.setattr(audit_verb, "audit", lambda out, err, target, overrides, **kwargs: given.update(kwargs))
-    words = ["audit", "recipe", "--method", "one-run", "--canaries", "30", "--repetitions", "200", "--certain"]
+    words = ["audit", "recipe", "--method", "one-run", "--canaries", "30", "--repetitions", "200", "--coins"]
     result = CliRunner().invoke(app, [*words, "--out", "somewhere", "--data-root", "data"])
     assert result.exit_code == 0
     assert given == {
         "method": "one-run",
         "canaries": 30,
         "repetitions": 200,
-        "certain": True,
+        "certain": False,
         "folder": Path("somewhere"),
         "data_root": Path("data"),
     }
