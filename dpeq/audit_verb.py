@@ -234,7 +234,11 @@ def _train(out: Console, asked: _Asked, method: str, canaries: int, stop: Any) -
     seconds = estimate_seconds(timed, shape, plan, physical_units=settings.physical_units, device=device)
     seconds *= 1 + plan.sample_rate * canaries / 2 / plan.expected_batch_size
     out.print(f"A training of {plan.steps} steps; time on this machine: about {duration(seconds)}.")
-    out.print("It is one more training on this data: an audit, not for release, with a ledger of its own.")
+    out.print(
+        "It is one more training on this data: an audit, not for release, with a ledger of its own that no summary of "
+        "runs counts.",
+        soft_wrap=True,
+    )
     with stop(asked.folder) as should_stop, RichObserver(out) as observer:
         observer.planned(plan)
         observer.stage(f"Loading {prepared.card.title}")

@@ -41,10 +41,13 @@ from dpeq.privacy.randomness import Randomness
 from dpeq.training.loop import StepRecord, train
 from dpeq.training.state import OptimizerSettings, TrainingState
 
-__all__ = ["FEWEST", "Attack", "Kind", "attack_training", "audit_training", "toss"]
+__all__ = ["FEWEST", "LEDGER", "Attack", "Kind", "attack_training", "audit_training", "toss"]
 
 FEWEST = 20
 """Canaries; with fewer nothing can be shown at 95 %."""
+
+LEDGER = "audit-ledger.jsonl"
+"""Not the name that runs have: a summary takes every folder with theirs for a run that could be released."""
 
 Kind = Literal["gradient", "input"]
 Bits = npt.NDArray[np.bool_]
@@ -136,7 +139,7 @@ def attack_training(
             save()
         after_step(record)
 
-    path = folder / "ledger.jsonl"
+    path = folder / LEDGER
     with (
         Ledger.open(path, plan) if path.exists() else Ledger.create(path, plan) as ledger,
         listening,

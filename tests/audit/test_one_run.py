@@ -11,7 +11,7 @@ from torch import nn
 import dpeq.audit.one_run as one_run_module
 from benchmarks.killable import make_splits
 from dpeq.audit.kept import read_state
-from dpeq.audit.one_run import attack_training, audit_training, toss
+from dpeq.audit.one_run import LEDGER, attack_training, audit_training, toss
 from dpeq.data.augment import AugmentConfig
 from dpeq.data.views import Augment
 from dpeq.errors import ConfigError, DataError
@@ -122,7 +122,7 @@ def test_a_subsampled_training_with_views_of_an_equivariant_network(tmp_path):
 def test_it_spends_a_ledger_of_its_own_and_says_what_it_is(tmp_path):
     plan = make_plan(steps=3)
     attacked(tmp_path, plan, canaries=20)
-    entries = read_ledger(tmp_path / "ledger.jsonl")
+    entries = read_ledger(tmp_path / LEDGER)
     assert entries.steps == 3
     notes = [entry for entry in entries if entry["kind"] == "audit"]
     assert len(notes) == 1
@@ -145,7 +145,7 @@ def test_what_was_stopped_goes_on_with_the_same_coins(tmp_path):
     assert second.scores[second.included].mean() == pytest.approx(3.0, abs=0.7)
     again = attacked(tmp_path, plan)  # nothing is left to do
     assert (again.scores == second.scores).all()
-    assert read_ledger(tmp_path / "ledger.jsonl").steps == 6
+    assert read_ledger(tmp_path / LEDGER).steps == 6
 
 
 def test_after_a_crash_steps_are_lost_and_not_taken_again(tmp_path):

@@ -19,6 +19,7 @@ import dpeq.training.prepare as prepare_module
 from benchmarks.killable import make_config, make_splits
 from dpeq import audit_verb
 from dpeq.audit.kept import read_scores
+from dpeq.audit.one_run import LEDGER
 from dpeq.audit.picture import draw_roc, profile_of
 from dpeq.cli import app
 from dpeq.config import write_config
@@ -30,6 +31,7 @@ from dpeq.privacy.gaussian import add_noise
 from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.optimizer import PlanOptimizer
 from dpeq.privacy.randomness import Randomness
+from dpeq.report_verb import _inside
 from dpeq.reporting.audit import contradiction, read_audit
 from dpeq.reporting.numbers import show
 from dpeq.training.files import fingerprint_key
@@ -140,7 +142,7 @@ def test_a_training_with_canaries_of_a_run(run, recipe):
     assert audit["details"]["canaries"] == 100
     assert audit["details"]["theoretical"] == plan_at(8.0).epsilon_spent
     assert audit["epsilon_lower"] <= plan_at(8.0).epsilon_spent
-    assert read_ledger(folder / "ledger.jsonl").steps == 4
+    assert read_ledger(folder / LEDGER).steps == 4
     assert read_ledger(run / "ledger.jsonl").steps == 4
 
 
@@ -151,6 +153,12 @@ def test_a_training_with_images_as_canaries(recipe, tmp_path):
     assert "input canaries" in read_audit(folder)["method"]
     assert json.loads((folder / "begun.json").read_text())["method"] == "black-box"
     assert "not for release" in told
+
+
+def test_an_audit_among_runs_is_none_of_them(recipe, run, tmp_path):
+    """A summary of the folder does not take it for a run that cannot be read."""
+    go(recipe, "privacy.epsilon=8", method="one-run", folder=tmp_path / "audit")
+    assert _inside(tmp_path) == [run]
 
 
 def test_other_data_than_the_runs_is_refused(tmp_path, recipe):
