@@ -148,6 +148,18 @@ def test_what_was_stopped_goes_on_with_the_same_coins(tmp_path):
     assert read_ledger(tmp_path / LEDGER).steps == 6
 
 
+def test_weights_and_optimiser_go_on_where_they_stood(tmp_path):
+    plan = make_plan(steps=6)
+    steps: list[int] = []
+    attacked(tmp_path, plan, after_step=lambda r: steps.append(r.step), should_stop=lambda: len(steps) >= 2)
+    before = read_state(tmp_path).tensors
+    attacked(tmp_path, plan, should_stop=lambda: True)
+    after = read_state(tmp_path).tensors
+    assert before.keys() == after.keys()
+    assert any(name.startswith("optimizer.") for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_after_a_crash_steps_are_lost_and_not_taken_again(tmp_path):
     plan, steps = make_plan(rate=1.0, steps=6), []
 
