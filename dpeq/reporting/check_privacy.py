@@ -7,6 +7,8 @@ import math
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from dpeq.errors import DataError
 from dpeq.privacy import accounting
 from dpeq.privacy.accounting import Comparison, epsilon_curve, mu_bound, upper_bound
@@ -21,6 +23,8 @@ __all__ = ["Disagreement", "check_accountants", "check_guarantee", "check_risk"]
 
 _ABOVE = 1e-3  # relative; what a bound may lie above its recomputation, by another release of an accountant
 _BELOW = 1e-6  # relative; rounding of another machine, and nothing more: a bound below the truth is false
+_TAIL = 1e-3  # relative, for mu and the risk: they reach to deltas of 1e-10, where a processor's own rounding shows
+_CURVE = 1e-5  # relative, for the deltas of a drawn profile; its bend between two points comes to this
 _NOISE = 1e-12  # absolute, for figures that are nearly 0
 
 # Figures that were asked for and not computed.
@@ -83,7 +87,7 @@ def _check_loss(claimed: Spent, plan: PrivacyPlan) -> None:
     if claimed.mu is None or expected.mu is None:
         return
     mu = mu_bound(plan.sample_rate, plan.noise_multiplier, claimed.steps, plan.delta)
-    if (mu is not None and _below(claimed.mu, mu)) or _above(claimed.mu, expected.mu):
+    if (mu is not None and _below(claimed.mu, mu, _TAIL)) or _above(claimed.mu, expected.mu):
         raise Disagreement(f"mu {claimed.mu:.4f} is not the {expected.mu if mu is None else mu:.4f} of its constants")
 
 
@@ -146,9 +150,9 @@ def _curve(plan: PrivacyPlan) -> list[list[float]]:
     return [list(point) for point in epsilon_curve(plan)]
 
 
-def _below(said: float, truth: float) -> bool:
+def _below(said: float, truth: float, rounding: float = _BELOW) -> bool:
     # Here and below: NaN compares false, so a comparison says what holds and is negated.
-    return not said >= truth - _BELOW * truth - _NOISE
+    return not said >= truth - rounding * truth - _NOISE
 
 
 def _above(said: float, truth: float) -> bool:
@@ -159,17 +163,38 @@ def _difference(said: Any, truth: Any, place: str, key: str = "") -> str | None:
     """Where ``said`` is not ``truth``: a clause, or None. Figures are upper bounds, but the rates of misses, lower."""
     if isinstance(truth, dict) and isinstance(said, dict) and said.keys() == truth.keys():
         pairs = [(f"{place}/{name}", name, said[name], truth[name]) for name in truth]
+    elif key == "profile":
+        return _other_profile(said, truth, place)
     elif isinstance(truth, list) and isinstance(said, list) and len(said) == len(truth) and key not in _CHOSEN:
         pairs = [(f"{place}/{i}", key, one, other) for i, (one, other) in enumerate(zip(said, truth, strict=True))]
     elif key in _CHOSEN or not (_is_number(said) and _is_number(truth)):
         return None if said == truth else f"{place} is {said!r}, and {truth!r} when computed anew"
     else:
         misses = key == "trade_off" and place.endswith("/1")
-        better = not said <= truth + _BELOW * truth + _NOISE if misses else _below(said, truth)
+        rounding = _TAIL if key in ("mu", "regret") else _BELOW
+        better = not said <= truth + _BELOW * truth + _NOISE if misses else _below(said, truth, rounding)
         if better or not abs(said - truth) <= _ABOVE * truth + _NOISE:
             return f"{place} is {said:.6g}, and {truth:.6g} when computed anew"
         return None
     return next((found for where, name, one, other in pairs if (found := _difference(one, other, where, name))), None)
+
+
+def _other_profile(said: list[list[float]], truth: list[list[float]], place: str) -> str | None:
+    """Whether both are points of one curve; how far it reaches, and so where its points lie, may differ a little."""
+    if len(said) != len(truth):
+        return f"{place} has {len(said)} points, and {len(truth)} when computed anew"
+    points, deltas = (np.asarray(column, dtype=np.float64) for column in zip(*truth, strict=True))
+    asked, answers = (np.asarray(column, dtype=np.float64) for column in zip(*said, strict=True))
+    drawn = np.exp(np.interp(asked, points, np.log(np.maximum(deltas, _NOISE))))
+    moved = np.abs(asked - points)
+    near = moved <= _TAIL * points + _NOISE
+    low, high = ((1 + sign * (part + 0.1 * moved)) * drawn for sign, part in ((-1, _CURVE), (1, _ABOVE)))
+    right = (answers >= low - 2 * _NOISE) & (answers <= high + 2 * _NOISE)
+    wrong = np.flatnonzero(~(near & right))  # so that NaN is wrong
+    if not len(wrong):
+        return None
+    i = int(wrong[0])
+    return f"{place}/{i} is {asked[i]:.6g}, {answers[i]:.6g}, and {points[i]:.6g}, {deltas[i]:.6g} when computed anew"
 
 
 def _is_number(value: Any) -> bool:

@@ -22,7 +22,7 @@ _THINNED = 0.01  # what an area may change when its curve is drawn with 200 poin
 _ROUNDED = 0.005 + 1e-9  # mean predictions of bins have two digits
 _WIDTH = 1.001 / 15  # a wider bin of the calibration is of several, and says less of the error
 _TIES = 1e-3  # p and 1 - p round apart, and may make ties of their own
-_POINTS = 190  # curves have at most 200 points, and fewer only where that is all of them
+_POINTS = 199  # cases whose curve is drawn whole for certain: 200 points, one more than there are cases
 
 Utility = dict[str, Any]
 
@@ -137,13 +137,12 @@ def _curves(utility: Utility) -> None:
         x, y = curve["recall"], curve["precision"]
         if len(x) != len(y) or x[-1] != 1 or _falls(x):
             raise Disagreement("a precision-recall curve does not run up to recall 1")
-    whole = all(len(curve["fpr"]) < _POINTS for curve in roc)
+    slack = 1e-6 if utility["n"] <= _POINTS else _THINNED
     area = np.mean([_trapezoids(curve["fpr"], curve["tpr"]) for curve in roc])
-    _same("auc and the ROC curve", utility["auc"]["value"], float(area), slack=1e-6 if whole else _THINNED)
-    whole = all(len(curve["recall"]) < _POINTS for curve in steps)
+    _same("auc and the ROC curve", utility["auc"]["value"], float(area), slack=slack)
     area = np.mean([np.diff(curve["recall"]) @ np.asarray(curve["precision"])[1:] for curve in steps])
     name = "average_precision and the precision-recall curve"
-    _same(name, utility["average_precision"]["value"], float(area), slack=1e-6 if whole else _THINNED)
+    _same(name, utility["average_precision"]["value"], float(area), slack=slack)
 
 
 def _calibration(utility: Utility, counts: np.ndarray[Any, Any]) -> None:

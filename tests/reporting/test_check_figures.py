@@ -100,6 +100,36 @@ def restate(report: dict[str, Any]) -> None:
     report["guarantee"].update(readers(plan, spent(plan, plan.steps), risk_from_dict(report["risk"])))
 
 
+def test_a_processor_that_rounds_otherwise_is_no_forger(report):
+    """mu and the profile reach to deltas of 1e-10, of which rounding is a thousandth."""
+    report = copy.deepcopy(report)
+    risk = report["risk"]
+    points, deltas = (np.array(column) for column in zip(*risk["profile"], strict=True))
+    asked = points * (1 - 1e-5)
+    drawn = np.exp(np.interp(asked, points, np.log(deltas))) + 5e-13
+    risk["profile"] = [list(pair) for pair in zip(asked.tolist(), drawn.tolist(), strict=True)]
+    with accounting.session():
+        check_contents(report)
+        risk["profile"] = [list(pair) for pair in zip(asked.tolist(), (drawn * (1 - 1e-3)).tolist(), strict=True)]
+        with pytest.raises(Disagreement, match="risk/profile/"):
+            check_contents(report)
+        risk["profile"] = [[0.99 * epsilon, delta] for epsilon, delta in zip(points, deltas, strict=True)]
+        with pytest.raises(Disagreement, match="risk/profile/"):
+            check_contents(report)
+
+
+def test_the_curves_of_many_cases_are_thinned():
+    """Where precision jumps at the first cases, a thinned curve has far fewer than 200 points."""
+    rng = np.random.default_rng(3)
+    labels = (np.arange(624) >= 234).astype(int)
+    score = 1 / (1 + np.exp(-(rng.normal(size=624) + 3 * (labels - 0.4))))
+    order = np.argsort(-score)
+    score[order[1]], labels[order[0]], labels[order[1]] = score[order[0]] - 1e-9, 1, 0
+    utility = evaluate_predictions(np.stack([1 - score, score], 1), labels, ("a", "b"), n_bootstrap=100)
+    assert len(utility["precision_recall"]["recall"]) < 190
+    check_utility(utility, "test")
+
+
 @pytest.mark.parametrize("factor", [0.98, 1.02])
 def test_no_figure_of_a_group_of_images_can_be_changed(image_run, factor):
     report = build_report(image_run, images_per_patient=3)
