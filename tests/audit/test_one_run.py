@@ -110,7 +110,7 @@ def test_half_the_noise_is_found(tmp_path, monkeypatch):
 
 def test_a_subsampled_training_with_views_of_an_equivariant_network(tmp_path):
     plan = make_plan(rate=0.5, sigma=0.8, views=2)
-    augment = Augment(AugmentConfig(shift=1, rotate=20), 2)
+    augment = Augment(AugmentConfig(shift=1, rotate=20, brightness=5.0), 2)  # would turn one mark into another
     attack = attacked(tmp_path, plan, canaries=300, model=build_model(SPEC, 1, 2, seed=1), augment=augment)
     audit = audit_training(plan, attack)
     assert not audit.contradicts
