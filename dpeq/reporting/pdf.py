@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dpeq.errors import ConfigError, DataError
@@ -26,8 +29,9 @@ def write_pdf(html_path: Path) -> Path:
         ) from error
     fetcher = URLFetcher(allowed_protocols=("data",), allow_redirects=False, fail_on_errors=True)
     try:
-        page = HTML(string=html_path.read_text(encoding="utf-8"), url_fetcher=fetcher)
-        data = page.write_pdf(pdf_variant="pdf/ua-1")
+        with _errors_alone("weasyprint"):
+            page = HTML(string=html_path.read_text(encoding="utf-8"), url_fetcher=fetcher)
+            data = page.write_pdf(pdf_variant="pdf/ua-1")
     except FatalURLFetchingError as error:
         raise DataError(
             f"The page {html_path} asks for something outside of itself ({error}); write it again with 'dpeq report'."
@@ -41,3 +45,15 @@ def write_pdf(html_path: Path) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+@contextmanager
+def _errors_alone(name: str) -> Iterator[None]:
+    """Weasyprint warns of every style that is for screens, and of every one of a figure that it then draws."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
