@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -88,21 +86,10 @@ def _one(
             run, companion=companion, images=images, images_per_patient=images_per_patient, data_root=data_root
         )
         from dpeq.reporting.html import write_report
-    with _owner_alone() if images is not None else nullcontext():
-        html, _ = write_report(report, folder)
-        out.print(f"Report: {html}", soft_wrap=True)
-        if pdf:
-            _write_pdf(out, html)
-
-
-@contextmanager
-def _owner_alone() -> Iterator[None]:
-    """Files that are made meanwhile can be read by their owner alone: they show people."""
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
+    html, _ = write_report(report, folder)
+    out.print(f"Report: {html}", soft_wrap=True)
+    if pdf:
+        _write_pdf(out, html)
 
 
 def _several(out: Console, named: Sequence[Path], folder: Path | None, pdf: bool) -> None:

@@ -16,8 +16,8 @@ from dpeq.reporting.check_privacy import Disagreement, check_accountants, check_
 from dpeq.reporting.check_run import WITHOUT_RUN, check_page, check_run, difference
 from dpeq.reporting.check_utility import check_utility
 from dpeq.reporting.checklist import checklist
+from dpeq.reporting.files import check_schema
 from dpeq.reporting.html import render_html
-from dpeq.reporting.model import validate
 from dpeq.reporting.strict import not_finite, read_strict
 
 __all__ = ["Disagreement", "check_contents", "check_report"]
@@ -39,7 +39,7 @@ def check_report(path: Path, *, run_dir: Path | None = None) -> list[str]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a report ({error}); name a report.json that dpeq wrote.") from error
     with accounting.session("pld"):  # loads while the rest is compared
-        validate(report)
+        check_schema(report, "report")
         done = [f"The report satisfies schema version {report['schema_version']}."]
         try:
             done += check_contents(report)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from functools import cache
 from pathlib import Path
@@ -13,11 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from dpeq.reporting import numbers
-from dpeq.reporting.model import validate
+from dpeq.reporting.files import as_text, check_schema, write_whole
 from dpeq.reporting.view import view
 from dpeq.resources import asset
 
-__all__ = ["page", "render_html", "write_report", "write_text"]
+__all__ = ["page", "render_html", "write_report"]
 
 
 def write_report(report: dict[str, Any], out_dir: Path) -> tuple[Path, Path]:
@@ -25,15 +23,15 @@ def write_report(report: dict[str, Any], out_dir: Path) -> tuple[Path, Path]:
 
     Files that show images of people can be read by their owner alone.
     """
-    validate(report)
+    check_schema(report, "report")
     html = render_html(report)
-    data = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     html_path, json_path = out_dir / "report.html", out_dir / "report.json"
     pictures = report["images"] is not None
-    write_text(json_path, data, owner_alone=pictures)
-    write_text(html_path, html, owner_alone=pictures)  # last: where there is a page, all of the report is there
+    write_whole(json_path, as_text(report).encode(), owner_alone=pictures)
+    # The page comes last: where there is one, all of the report is there.
+    write_whole(html_path, html.encode(), owner_alone=pictures)
     return html_path, json_path
 
 
@@ -77,19 +75,3 @@ def _raised(text: str) -> Markup:
     """Powers of ten as markup: large figures in a serif face have no raised digits of their own."""
     plain = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "−0123456789")
     return Markup(re.sub("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda power: f"<sup>{power[0].translate(plain)}</sup>", escape(text)))
-
-
-def write_text(path: Path, text: str, *, owner_alone: bool = False) -> None:
-    """Writes beside ``path``, syncs, then renames: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-            if owner_alone:
-                os.fchmod(stream.fileno(), 0o600)
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

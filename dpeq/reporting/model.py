@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import jsonschema
 
 from dpeq import __version__
 from dpeq.errors import DataError
@@ -18,12 +15,12 @@ from dpeq.reporting.accountants import compared
 from dpeq.reporting.assumptions import list_assumptions
 from dpeq.reporting.audit import contradiction, read_audit
 from dpeq.reporting.checklist import checklist
+from dpeq.reporting.files import check_schema
 from dpeq.reporting.guarantee import Spent, readers, sampling, spent, statement
 from dpeq.reporting.risks import group_risk
 from dpeq.reporting.rundir import MAY_DIFFER, RunDirectory, read_run
-from dpeq.resources import asset
 
-__all__ = ["SCHEMA_VERSION", "build_report", "recorded", "validate"]
+__all__ = ["SCHEMA_VERSION", "build_report", "recorded"]
 
 SCHEMA_VERSION = "2.0"
 
@@ -52,7 +49,7 @@ def build_report(
         source = read_run(Path(run_dir))
         built = _report(source, companion, images_per_patient, _images(source, images, data_root))
     report: dict[str, Any] = json.loads(json.dumps(built))  # tuples become lists, as they will be after writing
-    validate(report)
+    check_schema(report, "report")
     return report
 
 
@@ -137,23 +134,6 @@ def _images(source: RunDirectory, count: int | None, data_root: Path | None) -> 
     from dpeq.reporting.images import evaluation_images  # loads torch
 
     return evaluation_images(source.path, count, data_root=data_root)
-
-
-def validate(report: Any) -> None:
-    """Raises :class:`DataError`, naming the first place that breaks the schema."""
-    errors = sorted(_validator().iter_errors(report), key=lambda error: list(map(str, error.absolute_path)))
-    if errors:
-        place = "/".join(map(str, errors[0].absolute_path)) or "top level"
-        raise DataError(
-            f"The report breaks its schema at {place}: {errors[0].message[:300]}; build it again with dpeq."
-        )
-
-
-@cache
-def _validator() -> jsonschema.Draft202012Validator:
-    schema = json.loads(asset("privacy_reports", "report.schema.json").read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
 
 
 def _guarantee(source: RunDirectory, loss: Spent, risk: Risk | None, *, refuted: bool) -> dict[str, Any]:

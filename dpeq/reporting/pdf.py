@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dpeq.errors import ConfigError, DataError
+from dpeq.reporting.files import write_whole
 
 __all__ = ["write_pdf"]
 
 
 def write_pdf(html_path: Path) -> Path:
-    """Writes the page ``html_path`` as a PDF of the same name beside it, whole or not at all; returns its path.
+    """Writes the page ``html_path`` as a PDF beside it, whole or not at all, for its readers alone; returns its path.
 
     The page must bring everything along: an address in it that is not ``data:`` raises :class:`DataError`. Raises
     :class:`ConfigError` when weasyprint, or a library of the system that it needs, is missing.
@@ -37,13 +37,7 @@ def write_pdf(html_path: Path) -> Path:
             f"The page {html_path} asks for something outside of itself ({error}); write it again with 'dpeq report'."
         ) from error
     path = html_path.with_suffix(".pdf")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, data, owner_alone=not html_path.stat().st_mode & 0o077)
     return path
 
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 from dpeq import __version__
-from dpeq.errors import DataError
 from dpeq.privacy import accounting
 from dpeq.privacy.composition import Part, Total, compose
+from dpeq.reporting.files import check_schema
 from dpeq.reporting.repetitions import LEVEL, difference_of_means, mean_of
 from dpeq.reporting.summary_rows import SCORES, number, read_rows
 from dpeq.reporting.summary_words import price_sentence, privacy_sentences, scope_sentences
-from dpeq.resources import asset
 
-__all__ = ["SCHEMA_VERSION", "build_summary", "compose_rows", "derived", "privacy_of", "validate"]
+__all__ = ["SCHEMA_VERSION", "build_summary", "compose_rows", "derived", "privacy_of"]
 
 SCHEMA_VERSION = "1.0"
 PRICED = ("auc", "accuracy")
@@ -46,7 +42,7 @@ def build_summary(runs: Sequence[Path], *, below: Path | None = None) -> dict[st
         "provenance": {"dpeq": __version__},
     }
     summary = json.loads(json.dumps(summary, allow_nan=False))  # as it will be read back
-    validate(summary)
+    check_schema(summary, "summary")
     return summary
 
 
@@ -115,23 +111,6 @@ def compose_rows(rows: Sequence[Mapping[str, Any]]) -> Total | None:
         return None
     parts = [Part(row["sample_rate"], row["noise_multiplier"], row["steps_planned"]) for row in private]
     return compose(parts, min(row["delta"] for row in private))
-
-
-def validate(summary: Any) -> None:
-    """Raises :class:`DataError`, naming the first place that breaks the schema."""
-    errors = sorted(_validator().iter_errors(summary), key=lambda error: list(map(str, error.absolute_path)))
-    if errors:
-        place = "/".join(map(str, errors[0].absolute_path)) or "top level"
-        raise DataError(
-            f"The summary breaks its schema at {place}: {errors[0].message[:300]}; build it again with dpeq."
-        )
-
-
-@cache
-def _validator() -> jsonschema.Draft202012Validator:
-    schema = json.loads(asset("privacy_reports", "summary.schema.json").read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
 
 
 def _values(rows: Sequence[Mapping[str, Any]], score: str) -> list[float]:

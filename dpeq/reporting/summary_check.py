@@ -15,9 +15,10 @@ from dpeq.privacy.accounting import upper_bound
 from dpeq.privacy.ledger import read_ledger
 from dpeq.reporting.check_privacy import Disagreement
 from dpeq.reporting.check_run import UNVERIFIED, check_page
+from dpeq.reporting.files import check_schema
 from dpeq.reporting.rundir import read_plan
 from dpeq.reporting.strict import read_strict
-from dpeq.reporting.summary import compose_rows, derived, privacy_of, validate
+from dpeq.reporting.summary import compose_rows, derived, privacy_of
 from dpeq.reporting.summary_html import render_summary
 from dpeq.reporting.summary_rows import read_rows
 from dpeq.training.start import Start
@@ -53,7 +54,7 @@ def check_summary(path: Path, *, runs: Path | None = None) -> list[str]:
         raise DataError(
             f"{path} cannot be read as a summary ({error}); name a summary.json that dpeq wrote."
         ) from error
-    validate(summary)
+    check_schema(summary, "summary")
     done = [f"The summary satisfies schema version {summary['schema_version']}."]
     rows = summary["runs"]
     with accounting.session("pld", "rdp"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from dpeq.reporting.html import page, write_text
+from dpeq.reporting.files import as_text, check_schema, write_whole
+from dpeq.reporting.html import page
 from dpeq.reporting.numbers import duration, round_up, show
-from dpeq.reporting.summary import PRICED, validate
+from dpeq.reporting.summary import PRICED
 from dpeq.reporting.summary_plots import utility_plot
 from dpeq.reporting.summary_rows import SCORES, number
 from dpeq.reporting.summary_words import TITLES, signed
@@ -27,13 +27,13 @@ def write_summary(summary: dict[str, Any], out_dir: Path) -> tuple[Path, Path]:
 
     The page comes last: where there is one, all of the summary is there.
     """
-    validate(summary)
+    check_schema(summary, "summary")
     text = render_summary(summary)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     html_path, json_path = out_dir / "summary.html", out_dir / "summary.json"
-    write_text(json_path, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(html_path, text)
+    write_whole(json_path, as_text(summary).encode())
+    write_whole(html_path, text.encode())
     return html_path, json_path
 
 

@@ -17,7 +17,8 @@ from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.risk import assess
 from dpeq.privacy.risk_words import officer
-from dpeq.reporting.model import build_report, validate
+from dpeq.reporting.files import check_schema
+from dpeq.reporting.model import build_report
 from dpeq.resources import asset
 from dpeq.training.loop import PrivateRecord
 
@@ -343,10 +344,10 @@ def test_schema_errors_name_the_place(report):
     broken = copy.deepcopy(report)
     broken["guarantee"]["epsilon"] = "inf"
     with pytest.raises(DataError, match="guarantee"):
-        validate(broken)
+        check_schema(broken, "report")
     del broken["guarantee"]
     with pytest.raises(DataError, match="'guarantee' is a required property"):
-        validate(broken)
+        check_schema(broken, "report")
 
 
 def titles(report: dict) -> set[str]:

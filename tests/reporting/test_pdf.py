@@ -31,6 +31,15 @@ def test_a_pdf_holds_the_whole_report_with_tags_and_a_title(full_report, full_pa
     assert "Tagged:          yes\n" in facts
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_page_for_its_owner_alone_becomes_such_a_pdf(mode, tmp_path, weasyprint):
+    page = tmp_path / "page.html"
+    page.write_text("<html lang=en><title>x</title><p>text</html>", encoding="utf-8")
+    page.chmod(mode)
+    readable = bool(write_pdf(page).stat().st_mode & 0o077)
+    assert readable == bool(mode & 0o077)
+
+
 def test_the_same_page_gives_the_same_bytes_in_another_process(tmp_path, weasyprint):
     odd = "<p style='text-wrap: pretty; no-such-style: 1'>ε = 8.00</p>"
     small = f"<!DOCTYPE html><html lang=en><title>A title</title><h1>One</h1>{odd}</html>"

@@ -132,6 +132,6 @@ def test_both_files_are_written_and_the_same_summary_gives_the_same_bytes(summar
     assert [path.read_bytes() for path in write_summary(summarised, tmp_path / "b")] == first
     assert [path.name for path in sorted((tmp_path / "a").iterdir())] == ["summary.html", "summary.json"]
     written = []
-    monkeypatch.setattr("dpeq.reporting.summary_html.write_text", lambda path, text: written.append(path.name))
+    monkeypatch.setattr("dpeq.reporting.summary_html.write_whole", lambda path, data: written.append(path.name))
     write_summary(summarised, tmp_path / "c")
     assert written == ["summary.json", "summary.html"]

@@ -69,7 +69,7 @@ def test_what_says_that_a_run_is_done_is_written_last(tmp_path, monkeypatch):
     for name in ("validate", "render_html"):
         monkeypatch.setattr(f"dpeq.reporting.html.{name}", lambda report: "")
     written = []
-    monkeypatch.setattr("dpeq.reporting.html.write_text", lambda path, text, **modes: written.append(path))
+    monkeypatch.setattr("dpeq.reporting.html.write_whole", lambda path, data, **modes: written.append(path))
     train_and_report(config, runs=tmp_path / "runs", reports=tmp_path / "reports")
     places = (tmp_path / "reports" / "cell", folder)
     assert written == [place / name for place in places for name in ("report.json", "report.html")]
