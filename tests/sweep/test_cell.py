@@ -66,8 +66,8 @@ def test_what_says_that_a_run_is_done_is_written_last(tmp_path, monkeypatch):
     folder = lay_down(tmp_path / "runs", config)
     monkeypatch.setattr("dpeq.pipeline.run", lambda config, **options: Finished(folder, {}))
     monkeypatch.setattr("dpeq.reporting.model.build_report", lambda run, companion=None: {"images": None})
-    for name in ("validate", "render_html"):
-        monkeypatch.setattr(f"dpeq.reporting.html.{name}", lambda report: "")
+    for name in ("check_schema", "render_html"):
+        monkeypatch.setattr(f"dpeq.reporting.html.{name}", lambda report, *kind: "")
     written = []
     monkeypatch.setattr("dpeq.reporting.html.write_whole", lambda path, data, **modes: written.append(path))
     train_and_report(config, runs=tmp_path / "runs", reports=tmp_path / "reports")
