@@ -24,18 +24,22 @@ from dpeq.privacy import accounting
 from dpeq.privacy._session import AccountingError, ask
 from dpeq.privacy.gdp import gaussian_epsilon
 from dpeq.privacy.ledger import read_ledger
-from dpeq.privacy.plan import PrivacyPlan, Unit
+from dpeq.privacy.plan import PrivacyPlan
 
 __all__ = [
+    "AUDIT_LEDGER",
     "Part",
     "RunSpent",
     "Total",
     "compose",
-    "compose_ledgers",
     "group_by_definition",
     "group_epsilon",
+    "read_audit_ledgers",
     "read_spent",
 ]
+
+AUDIT_LEDGER = "audit-ledger.jsonl"
+"""The ledger of a training for an audit. Runs have another name: no summary may take it for one to be released."""
 
 
 class Part(NamedTuple):
@@ -69,10 +73,6 @@ class RunSpent:
     path: Path
     plan: PrivacyPlan
     steps: int
-
-    @property
-    def part(self) -> Part:
-        return Part(self.plan.sample_rate, self.plan.noise_multiplier, self.steps)
 
 
 def compose(parts: Sequence[Part], delta: float, group: int | Sequence[int] = 1) -> Total:
@@ -195,30 +195,9 @@ def read_spent(path: Path | str) -> RunSpent:
     return RunSpent(path, plan, min(entries.steps + torn, plan.steps))
 
 
-def compose_ledgers(
-    paths: Sequence[Path | str], *, delta: float | None = None, images_per_patient: int | None = None
-) -> Total:
-    """All runs on the same data together, from their ledgers or run folders; whether the data are the same you know.
+def read_audit_ledgers(run: Path) -> list[RunSpent]:
+    """What trainings for audits of ``run`` spent, finished or not: every :data:`AUDIT_LEDGER` below RUN/audits.
 
-    ``delta`` is the smallest of the plans' unless given. Runs must speak of one unit; with ``images_per_patient`` (a
-    published maximum) the total speaks of a patient, for whom an image-level run is a run on a group of so many images.
-    Raises :class:`ConfigError` when no path or one twice is given or the units differ, and as :func:`read_spent` and
-    :func:`compose`.
+    They are trainings on the run's data beside it, and add to its loss. Raises as :func:`read_spent`.
     """
-    runs = [read_spent(path) for path in paths]
-    if not runs:
-        raise ConfigError("No run was named; give run folders or ledgers.")
-    if len({run.path.resolve() for run in runs}) < len(runs):
-        raise ConfigError("A run was named twice; name each once.")
-    units: set[Unit] = {run.plan.unit for run in runs}
-    if images_per_patient is not None:
-        _check_size(images_per_patient)
-        groups = [images_per_patient if run.plan.unit == "image" else 1 for run in runs]
-    elif len(units) > 1:
-        raise ConfigError(
-            "Some runs protect an image and others a patient; give images_per_patient, the most that one patient has."
-        )
-    else:
-        groups = [1] * len(runs)
-    delta = min(run.plan.delta for run in runs) if delta is None else delta
-    return compose([run.part for run in runs], delta, groups)
+    return [read_spent(path) for path in sorted((run / "audits").rglob(AUDIT_LEDGER))]

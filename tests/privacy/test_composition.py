@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,11 +11,12 @@ from dpeq.errors import ConfigError, DataError
 from dpeq.privacy import accounting, composition
 from dpeq.privacy.accounting import AccountingError
 from dpeq.privacy.composition import (
+    AUDIT_LEDGER,
     Part,
     compose,
-    compose_ledgers,
     group_by_definition,
     group_epsilon,
+    read_audit_ledgers,
     read_spent,
 )
 from dpeq.privacy.gdp import gaussian_epsilon
@@ -203,18 +203,9 @@ def run(folder, plan, steps, tail=b""):
     return folder
 
 
-def test_ledgers_are_composed_by_what_they_spent(tmp_path):
-    first = run(tmp_path / "a", PLAN, 6)
-    second = run(tmp_path / "b", replace(PLAN, sample_rate=0.2, noise_multiplier=3.0, delta=1e-5), 2)
-    total = compose_ledgers([first, second / "ledger.jsonl"])
-    assert total == compose([Part(0.05, 1.2, 6), Part(0.2, 3.0, 2)], 1e-5)
-    assert compose_ledgers([first, second], delta=1e-3) == compose([Part(0.05, 1.2, 6), Part(0.2, 3.0, 2)], 1e-3)
-    assert compose_ledgers([first]).epsilon == accounting.epsilon_pld(0.05, 1.2, 6, 1e-4)
-
-
 def test_a_torn_line_counts_as_a_step(tmp_path):
     torn = run(tmp_path / "a", PLAN, 3, tail=b'{"kind":"st')
-    assert (read_spent(torn).steps, read_spent(torn).part) == (4, Part(0.05, 1.2, 4))
+    assert (read_spent(torn).steps, read_spent(torn).plan) == (4, PLAN)
     with Ledger.open(torn / "ledger.jsonl", PLAN):
         pass
     assert read_spent(torn).steps == 4  # the tear is an entry now
@@ -224,34 +215,27 @@ def test_a_torn_line_counts_as_a_step(tmp_path):
     assert read_spent(run(tmp_path / "b", PLAN, 6, tail=b"x")).steps == 6  # never more than the plan has
 
 
-def test_a_run_without_noise_makes_everything_infinite(tmp_path):
-    private = run(tmp_path / "a", PLAN, 1)
-    infinite = replace(PLAN, epsilon_target=math.inf, noise_multiplier=0.0, accountant="none", epsilon={})
-    assert compose_ledgers([private, run(tmp_path / "b", infinite, 1)]).epsilon == math.inf
-    assert compose_ledgers([private, run(tmp_path / "c", infinite, 0)]).epsilon < math.inf
-
-
-def test_images_and_patients_meet_in_the_patient(tmp_path):
-    images = run(tmp_path / "a", PLAN, 4)
-    patients = run(tmp_path / "b", replace(PLAN, unit="patient", sample_rate=0.1), 4)
-    with pytest.raises(ConfigError, match="images_per_patient"):
-        compose_ledgers([images, patients])
-    total = compose_ledgers([images, patients], images_per_patient=3)
-    assert total == compose([Part(0.05, 1.2, 4), Part(0.1, 1.2, 4)], 1e-4, [3, 1])
-    assert compose_ledgers([images], images_per_patient=3) == compose([Part(0.05, 1.2, 4)], 1e-4, 3)
-    with pytest.raises(ConfigError, match="group size"):
-        compose_ledgers([images], images_per_patient=0)
-
-
 def test_ledgers_that_do_not_serve_are_refused(tmp_path):
     folder = run(tmp_path / "a", PLAN, 2)
-    with pytest.raises(ConfigError, match="No run"):
-        compose_ledgers([])
-    with pytest.raises(ConfigError, match="twice"):
-        compose_ledgers([folder, folder / "ledger.jsonl"])
+    assert read_spent(folder) == read_spent(folder / "ledger.jsonl")
     with pytest.raises(DataError, match="cannot be read"):
-        compose_ledgers([tmp_path / "none"])
+        read_spent(tmp_path / "none")
     ledger = folder / "ledger.jsonl"
     ledger.write_bytes(ledger.read_bytes().replace(b'"step":2', b'"step":3'))
     with pytest.raises(DataError, match="Line 3"):
-        compose_ledgers([folder])
+        read_spent(folder)
+
+
+def test_trainings_for_audits_are_found_by_their_ledgers_however_deep(tmp_path):
+    folder = run(tmp_path / "a", PLAN, 6)
+    assert read_audit_ledgers(folder) == []
+    for place, steps in (("one-run", 6), ("shadow/target", 6), ("shadow/shadow-01", 2)):
+        (folder / "audits" / place).mkdir(parents=True)
+        with Ledger.create(folder / "audits" / place / AUDIT_LEDGER, PLAN) as ledger:
+            for step in range(1, steps + 1):
+                ledger.spend(step)
+    assert [(spent.plan, spent.steps) for spent in read_audit_ledgers(folder)] == [(PLAN, 6), (PLAN, 2), (PLAN, 6)]
+    with (folder / "audits" / "one-run" / AUDIT_LEDGER).open("r+b") as ledger:
+        ledger.write(b"x")
+    with pytest.raises(DataError, match="Line 1"):
+        read_audit_ledgers(folder)
