@@ -16,12 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dpeq.audit.asking import log_odds
 from dpeq.data.images import ImageSet
 from dpeq.errors import ConfigError
 
 __all__ = ["InputCanaries"]
-
-_ROWS = 256  # asked about at a time
 
 
 @dataclass(frozen=True)
@@ -54,18 +53,13 @@ class InputCanaries:
             groups=None,
         )
 
-    @torch.no_grad()
     def scores(self, network: nn.Module, device: torch.device) -> npt.NDArray[np.float64]:
         """How much surer ``network`` is of each canary's label than of other canaries with that label: ``[canaries]``.
 
         By the log-odds of the label. A network that calls all noise by one name would otherwise tell labels apart, and
         nothing else.
         """
-        network = network.to(device).eval()
-        logits = torch.cat([network(part.to(device)).double().cpu() for part in torch.split(self.images, _ROWS)])
-        own = logits.gather(1, self.labels[:, None])[:, 0]
-        others = logits.scatter(1, self.labels[:, None], -torch.inf).logsumexp(dim=1)
-        sure = own - others
+        sure = log_odds(network, self.images, self.labels, device)
         for label in sorted(set(self.labels.tolist())):
             same = self.labels == label
             sure[same] -= sure[same].mean()

@@ -21,9 +21,23 @@ from dpeq.errors import ConfigError, DataError
 from dpeq.training.files import as_json, write_durably
 from dpeq.training.state import TrainingState
 
-__all__ = ["KeptState", "begin", "read_scores", "read_state", "refuse_over", "write_scores", "write_state"]
+__all__ = [
+    "Heard",
+    "KeptState",
+    "begin",
+    "read_halves",
+    "read_heard",
+    "read_scores",
+    "read_state",
+    "refuse_over",
+    "write_halves",
+    "write_heard",
+    "write_scores",
+    "write_state",
+]
 
-_BEGUN, _RESULT, _SCORES, _STATE = "begun.json", "audit.json", "scores.json", "state.safetensors"
+_BEGUN, _RESULT, _SCORES = "begun.json", "audit.json", "scores.json"
+_STATE, _HEARD, _HALVES = "state.safetensors", "heard.safetensors", "halves.safetensors"
 
 Array = npt.NDArray[np.float64]
 Bits = npt.NDArray[np.bool_]
@@ -73,37 +87,100 @@ def write_scores(folder: Path, with_canary: list[float], without: list[float]) -
     write_durably(folder / _SCORES, as_json({"with": with_canary, "without": without}))
 
 
-@dataclass(frozen=True)
-class KeptState:
-    """A training with canaries after ``step``: its tensors, the coins, the scores, and the number of steps heard."""
+@dataclass
+class Heard:
+    """What an attacker has so far: whether each of ``[units]`` was in, its score, and the number of steps heard."""
 
-    step: int
     included: Bits
     scores: Array
-    heard: int
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class KeptState:
+    """A training under attack after ``step``: its tensors, and what was heard."""
+
+    step: int
+    heard: Heard
     tensors: dict[str, Tensor] = field(repr=False)
 
 
-def write_state(folder: Path, state: TrainingState, included: Bits, scores: Array, heard: int) -> None:
+def write_state(folder: Path, state: TrainingState, heard: Heard) -> None:
     """One file, whole or not at all, readable by its owner alone."""
-    own = {"audit.included": torch.from_numpy(included.copy()), "audit.scores": torch.from_numpy(scores.copy())}
-    metadata = {"step": str(state.step), "heard": str(heard)}
-    write_durably(folder / _STATE, save(state.tensors() | own, metadata))
+    metadata = {"step": str(state.step), "heard": str(heard.steps)}
+    write_durably(folder / _STATE, save(state.tensors() | _as_tensors(heard), metadata))
 
 
 def read_state(folder: Path) -> KeptState | None:
     """Raises :class:`DataError` when the file is damaged."""
-    path = folder / _STATE
+    found = _read_tensors(folder / _STATE)
+    if found is None:
+        return None
+    tensors, metadata = found
+    try:
+        heard = Heard(
+            tensors.pop("audit.included").numpy(), tensors.pop("audit.scores").numpy(), int(metadata["heard"])
+        )
+        return KeptState(int(metadata["step"]), heard, tensors)
+    except (KeyError, ValueError) as error:
+        raise _unusable(folder / _STATE, error) from error
+
+
+def write_heard(folder: Path, heard: Heard) -> None:
+    """In place of the state of a training that is over, whose weights nobody needs any more."""
+    write_durably(folder / _HEARD, save(_as_tensors(heard), {"heard": str(heard.steps)}))
+    (folder / _STATE).unlink(missing_ok=True)
+
+
+def read_heard(folder: Path) -> Heard | None:
+    """Raises :class:`DataError` when the file is damaged."""
+    found = _read_tensors(folder / _HEARD)
+    if found is None:
+        return None
+    tensors, metadata = found
+    try:
+        return Heard(tensors["audit.included"].numpy(), tensors["audit.scores"].numpy(), int(metadata["heard"]))
+    except (KeyError, ValueError) as error:
+        raise _unusable(folder / _HEARD, error) from error
+
+
+def write_halves(folder: Path, halves: Bits) -> None:
+    """Which model of an audit has which unit, ``[models, units]``."""
+    write_durably(folder / _HALVES, save({"halves": torch.from_numpy(halves.copy())}))
+
+
+def read_halves(folder: Path) -> Bits | None:
+    """Raises :class:`DataError` when the file is damaged."""
+    found = _read_tensors(folder / _HALVES)
+    if found is None:
+        return None
+    try:
+        halves: Bits = found[0]["halves"].numpy()
+        return halves
+    except KeyError as error:
+        raise _unusable(folder / _HALVES, error) from error
+
+
+def _as_tensors(heard: Heard) -> dict[str, Tensor]:
+    return {
+        "audit.included": torch.from_numpy(heard.included.copy()),
+        "audit.scores": torch.from_numpy(heard.scores.copy()),
+    }
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no mapping
-        included, scores = tensors.pop("audit.included"), tensors.pop("audit.scores")
-        return KeptState(int(metadata["step"]), included.numpy(), scores.numpy(), int(metadata["heard"]), tensors)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path} cannot be used ({error}); remove the folder and audit again.") from error
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be used ({error}); remove the folder and audit again.")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -21,50 +21,46 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from dpeq.audit.canaries import CanaryNetwork, MarkedAugment, with_canaries
 from dpeq.audit.inputs import InputCanaries
-from dpeq.audit.kept import read_state, write_state
+from dpeq.audit.kept import Heard, read_state
 from dpeq.audit.listening import Array, listen, log_likelihood_ratio
+from dpeq.audit.training import Course, train_aside
 from dpeq.data.images import ImageSet
-from dpeq.data.views import Augment
 from dpeq.errors import ConfigError
 from dpeq.privacy.audit.curves import own_curves
 from dpeq.privacy.audit.f_dp import audit_f_dp
 from dpeq.privacy.audit.one_run import audit_one_run
 from dpeq.privacy.audit.result import AuditResult
-from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.privacy.randomness import Randomness
-from dpeq.training.loop import StepRecord, train
-from dpeq.training.state import OptimizerSettings, TrainingState
+from dpeq.training.loop import StepRecord
 
-__all__ = ["FEWEST", "LEDGER", "Attack", "Kind", "attack_training", "audit_training", "toss"]
+__all__ = ["FEWEST", "Attack", "Kind", "attack_training", "audit_training", "toss"]
 
 FEWEST = 20
 """Canaries; with fewer nothing can be shown at 95 %."""
 
-LEDGER = "audit-ledger.jsonl"
-"""Not the name that runs have: a summary takes every folder with theirs for a run that could be released."""
-
-Kind = Literal["gradient", "input"]
+Kind = Literal["gradient", "input", "member"]
 Bits = npt.NDArray[np.bool_]
+
+_NAMES: dict[Kind, str] = {"gradient": "gradient canaries", "input": "input canaries", "member": "shadow models"}
 
 
 @dataclass(frozen=True)
 class Attack:
     """What came of it: whether each canary was in, its score, how many steps were heard, and whether it was stopped.
 
-    The scores of input canaries are zero until the training has ended.
+    The scores of input canaries are zero until the training has ended. The canaries of kind "member" are the units of
+    the training set themselves (:mod:`dpeq.audit.members`).
     """
 
     kind: Kind
     included: Bits
     scores: Array
-    heard: int
-    stopped: bool
+    heard: int = 0
+    stopped: bool = False
 
 
 def toss(canaries: int) -> Bits:
@@ -77,106 +73,84 @@ def toss(canaries: int) -> Bits:
 def attack_training(
     model: nn.Module,
     images: ImageSet,
-    plan: PrivacyPlan,
-    settings: OptimizerSettings,
+    course: Course,
     folder: Path,
     *,
     canaries: int,
-    device: torch.device,
-    augment: Augment | None = None,
-    images_per_unit: int | None = None,
-    kind: Kind = "gradient",
-    save_every: int = 20,
+    kind: Literal["gradient", "input"] = "gradient",
     after_step: Callable[[StepRecord], None] = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Attack:
     """Trains ``model`` in place, with canaries beside ``images``, under a ledger of its own in ``folder``.
 
-    What was begun in ``folder`` goes on there: the coins and scores are kept beside the weights, every ``save_every``
-    steps and at a stop. Steps between the last save and a crash are spent and not heard, which makes the attack weaker.
+    What was begun in ``folder`` goes on there: the coins and scores are kept beside the weights, every
+    ``course.save_every`` steps and at a stop. Steps between the last save and a crash are spent and not heard, which
+    makes the attack weaker.
 
     Raises what :func:`dpeq.training.loop.train` raises, :class:`DataError` for a kept state that is damaged.
     """
+    plan, settings = course.plan, course.settings
     if not plan.private:
         raise ConfigError("A plan without privacy promises nothing that an audit could test; give a finite epsilon.")
     before = read_state(folder)
-    included = toss(canaries) if before is None else before.included
-    if len(included) != canaries:
-        raise ConfigError(f"The audit in {folder} has {len(included)} canaries, not {canaries}; give another folder.")
-    scores = np.zeros(canaries) if before is None else before.scores
-    heard = 0 if before is None else before.heard
-    classes, chosen = len(images.classes), np.flatnonzero(included).tolist()
+    heard = Heard(toss(canaries), np.zeros(canaries)) if before is None else before.heard
+    if len(heard.included) != canaries:
+        raise ConfigError(
+            f"The audit in {folder} has {len(heard.included)} canaries, not {canaries}; give another folder."
+        )
+    classes, chosen = len(images.classes), np.flatnonzero(heard.included).tolist()
 
     def hear(numbers: Array) -> None:
-        nonlocal heard
-        scores[:] += log_likelihood_ratio(numbers, plan, tensors)
-        heard += 1
+        heard.scores += log_likelihood_ratio(numbers, plan, tensors)
+        heard.steps += 1
 
-    inputs, network, views = None, model, augment
+    inputs, network = None, model
     listening: AbstractContextManager[None] = nullcontext()
     if kind == "input":
         inputs = InputCanaries.make(canaries, images.images.shape[1:], classes)
         units = inputs.beside(images, chosen)
     else:
         network = drawn = CanaryNetwork(model, canaries, classes, plan.max_grad_norm, settings.class_weights)
-        units, views = with_canaries(images, chosen, drawn.label), None if augment is None else MarkedAugment(augment)
-        listening = listen(drawn, plan, hear)
+        units, listening = with_canaries(images, chosen, drawn.label), listen(drawn, plan, hear)
+        if course.augment is not None:
+            course = replace(course, augment=MarkedAugment(course.augment))
     tensors = sum(p.requires_grad for p in network.parameters())
-    states: list[TrainingState] = []
-
-    def save() -> None:
-        write_state(folder, states[0], included, scores, heard)
-
-    def begin(state: TrainingState) -> None:
-        states.append(state)
-        if before is None:
-            save()  # before the first step: the coins must not be lost
-        else:
-            state.restore(before.step, before.tensors)
-
-    def stepped(state: TrainingState, record: StepRecord) -> None:
-        if record.step % save_every == 0 or record.step == plan.steps:
-            save()
-        after_step(record)
-
-    path = folder / LEDGER
-    with (
-        Ledger.open(path, plan) if path.exists() else Ledger.create(path, plan) as ledger,
-        listening,
-    ):
-        if not any(note["kind"] == "audit" for note in ledger.notes):
-            ledger.note("audit", canaries=canaries, detail="A training with canaries: an audit, not for release.")
-        result = train(
+    with listening:
+        result = train_aside(
             network,
             units,
-            plan,
-            ledger,
-            settings,
-            Randomness.create(None),
-            device=device,
-            augment=views,
-            images_per_unit=images_per_unit,
-            resume=begin,
-            after_step=stepped,
+            course,
+            folder,
+            heard,
+            before,
+            purpose=f"A training with {canaries} canaries",
+            after_step=after_step,
             should_stop=should_stop,
         )
-        if result.stopped:
-            save()
-        elif inputs is not None:
-            scores = inputs.scores(result.averaged, device)
-    return Attack(kind, included, scores, heard, result.stopped)
+    if inputs is not None and not result.stopped:
+        heard.scores = inputs.scores(result.averaged, course.device)
+    return Attack(kind, heard.included, heard.scores, heard.steps, result.stopped)
 
 
 def audit_training(plan: PrivacyPlan, attack: Attack, *, confidence: float = 0.95) -> AuditResult:
-    """The bound by the plan's own family of curves; what follows without any family is among the details."""
-    bare = audit_one_run(attack.scores, attack.included, delta=plan.delta, confidence=confidence)
-    own = audit_f_dp(
-        attack.scores, attack.included, own_curves(plan), confidence=confidence, theoretical=plan.epsilon_spent
-    )
+    """The bound by the plan's own family of curves; what follows without any family is among the details.
+
+    A plan without privacy has no family and promises no delta: its bound is Steinke's, at a delta that is small
+    against the number of canaries, without which it could show nothing.
+    """
+    scores, included = attack.scores, attack.included
+    delta = plan.delta if plan.private else min(plan.delta, 0.01 / len(scores))
+    bare = audit_one_run(scores, included, delta=delta, confidence=confidence, theoretical=plan.epsilon_spent)
     beside = {
         "epsilon_lower_assuming_nothing": bare.epsilon_lower,
         "steps": plan.steps,
-        "steps_heard": attack.heard,
         "noise_multiplier": plan.noise_multiplier,
+        "trainings": 1,
+        "looks_at_units": attack.kind == "member",
     }
-    return replace(own, method=f"{attack.kind} canaries, {own.method}", details={**own.details, **beside})
+    if attack.kind == "gradient":
+        beside["steps_heard"] = attack.heard
+    own = bare
+    if plan.private:
+        own = audit_f_dp(scores, included, own_curves(plan), confidence=confidence, theoretical=plan.epsilon_spent)
+    return replace(own, method=f"{_NAMES[attack.kind]}, {own.method}", details={**own.details, **beside})

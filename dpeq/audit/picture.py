@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,7 +14,6 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from dpeq.errors import ConfigError
 from dpeq.privacy.audit.curves import SubsampledGaussianCurves
-from dpeq.privacy.audit.membership import Membership
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.tradeoff import Profile, gaussian_profile
 from dpeq.reporting.figure import BLUE, FAINT, GREY, INK, VERMILLION, WIDTH, style
@@ -32,21 +33,26 @@ def profile_of(plan: PrivacyPlan) -> Profile:
     return curves.profile(1.0 / plan.noise_multiplier)
 
 
-def draw_roc(attack: Membership, profile: Profile, title: str, path: Path) -> None:
-    """Writes the picture to ``path``, svg or png by its suffix; the same numbers give the same bytes."""
-    smallest = next((r for r in reversed(_RATES) if r <= 1.0 / attack.others), _RATES[0])
+def draw_roc(attack: Mapping[str, Any], title: str, path: Path) -> None:
+    """Writes the picture of an audit's ``attack`` to ``path``, svg or png by its suffix.
+
+    The same numbers give the same bytes.
+    """
+    smallest = next((r for r in reversed(_RATES) if r <= 1.0 / attack["others"]), _RATES[0])
     rates = np.geomspace(smallest, 1.0, 200)
-    drawn = [(max(a, smallest), t) for a, t in attack.roc if a >= smallest or t > 0]
+    drawn = [(max(a, smallest), t) for a, t in attack["roc"] if a >= smallest or t > 0]
     with style():
         figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        axes.plot(rates, [profile.hit_rate(float(a)) for a in rates], color=VERMILLION, linestyle="--", label="limit")
+        if attack["limit"] is not None:
+            limit = [(a, t) for a, t in attack["limit"] if a >= smallest]
+            axes.plot(*zip(*limit, strict=True), color=VERMILLION, linestyle="--", label="limit")
         axes.step([a for a, _ in drawn], [t for _, t in drawn], where="post", color=BLUE, linewidth=2, label="attack")
         axes.plot(rates, rates, color=INK, linestyle=":", label="pure chance")
-        for row in attack.hit_rates:
-            if row.rate >= smallest:
-                axes.plot([row.rate, row.rate], [row.low, row.high], color=GREY, linewidth=1.5)
+        for row in attack["hit_rates"]:
+            if row["rate"] >= smallest:
+                axes.plot([row["rate"], row["rate"]], [row["low"], row["high"]], color=GREY, linewidth=1.5)
         axes.set_xscale("log")
         axes.set(xlim=(smallest, 1.0), ylim=(0, 1.02), title=title)
         axes.xaxis.set_major_locator(FixedLocator([r for r in _RATES if r >= smallest]))

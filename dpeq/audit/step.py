@@ -165,6 +165,8 @@ def audit_step(
             "one_step_epsilon_lower": step.epsilon_lower,
             "one_step_theoretical": step.theoretical,
             "one_step_contradicts": step.contradicts,
+            "trainings": 0,
+            "looks_at_units": False,
         },
     )
     return StepAudit(replace(step, method=f"one private step, {step.method}"), training)

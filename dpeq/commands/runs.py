@@ -42,13 +42,15 @@ def audit(
         typer.Option(
             "--method",
             help="step: one private step, many times. one-run: a training with canaries, every release heard. "
-            "black-box: a training with images as canaries, of which the network is asked at the end.",
+            "black-box: a training with images as canaries, of which the network is asked at the end. "
+            "shadow: who was in the training set? By models trained on halves of it.",
         ),
     ] = "step",
     canaries: Annotated[int, typer.Option("--canaries", help="Of a training; each is in or out by a coin.")] = 1000,
     repetitions: Annotated[
         int, typer.Option("--repetitions", help="Of a step, with the canary, and as many without it.")
     ] = 5000,
+    shadows: Annotated[int, typer.Option("--shadows", help="Shadow models, an even number; each is a training.")] = 16,
     certain: Annotated[
         bool | None,
         typer.Option(
@@ -59,12 +61,12 @@ def audit(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder to write to; RUN/audit-METHOD, or runs/<recipe>-audit-METHOD by default."),
+        typer.Option("--out", help="Folder to write to; RUN/audits/METHOD, or runs/<recipe>-audit-METHOD by default."),
     ] = None,
     data_root: DataRoot = None,
 ) -> None:
     """Attack the training and say what it reveals at least. Run it again after a stop."""
-    from dpeq.audit_verb import audit as run_audit
+    from dpeq.audit_verb.verb import audit as run_audit
 
     run_audit(
         screen,
@@ -74,6 +76,7 @@ def audit(
         method=method,
         canaries=canaries,
         repetitions=repetitions,
+        shadows=shadows,
         certain=certain,
         folder=out,
         data_root=data_root,

@@ -12,6 +12,7 @@ import dpeq.audit.one_run as one_run_module
 from benchmarks.killable import make_splits
 from dpeq.audit.inputs import InputCanaries
 from dpeq.audit.one_run import attack_training, audit_training
+from dpeq.audit.training import Course
 from dpeq.errors import ConfigError
 from dpeq.privacy import accounting
 from dpeq.privacy.plan import PrivacyPlan
@@ -84,13 +85,13 @@ def test_a_network_with_little_noise_gives_its_canaries_away(tmp_path, sigma, lo
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
         settings = OptimizerSettings(lr=0.5, ema_decay=0.5)
         data = make_splits()["train"]
-        options = {"canaries": 60, "device": CPU, "kind": "input"}
-        attack = attack_training(model, data, plan, settings, tmp_path, **options)
+        course, options = Course(plan, settings, CPU), {"canaries": 60, "kind": "input"}
+        attack = attack_training(model, data, course, tmp_path, **options)
         print("AUC", sigma, roc_auc_score(attack.included, attack.scores))
         assert low <= roc_auc_score(attack.included, attack.scores) <= high
         assert attack.heard == 0
         audit = audit_training(plan, attack)
         assert audit.method.startswith("input canaries, one run")
         assert not audit.contradicts
-        again = attack_training(model, data, plan, settings, tmp_path, **options)
+        again = attack_training(model, data, course, tmp_path, **options)
     np.testing.assert_allclose(again.scores, attack.scores)

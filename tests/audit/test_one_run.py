@@ -11,7 +11,8 @@ from torch import nn
 import dpeq.audit.one_run as one_run_module
 from benchmarks.killable import make_splits
 from dpeq.audit.kept import read_state
-from dpeq.audit.one_run import LEDGER, attack_training, audit_training, toss
+from dpeq.audit.one_run import attack_training, audit_training, toss
+from dpeq.audit.training import LEDGER, Course
 from dpeq.data.augment import AugmentConfig
 from dpeq.data.views import Augment
 from dpeq.errors import ConfigError, DataError
@@ -43,7 +44,7 @@ def _keys(monkeypatch):
         return dataclasses.replace(randomness, seed=None)
 
     create, keys, coins = Randomness.create, iter(range(1000)), np.random.default_rng(3)
-    monkeypatch.setattr(one_run_module.Randomness, "create", lambda seed: secure(create(next(keys))))
+    monkeypatch.setattr(Randomness, "create", lambda seed: secure(create(next(keys))))
     monkeypatch.setattr(one_run_module, "toss", lambda m: coins.random(m) < 0.5)
 
 
@@ -69,18 +70,10 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
 
 
-def attacked(folder, plan, *, canaries=400, model=None, **options):
+def attacked(folder, plan, *, canaries=400, model=None, augment=None, save_every=20, **options):
     settings = OptimizerSettings(lr=0.1, optimizer="adam", physical_units=256)
-    return attack_training(
-        model or small(),
-        make_splits()["train"],
-        plan,
-        settings,
-        folder,
-        canaries=canaries,
-        device=torch.device("cpu"),
-        **options,
-    )
+    course = Course(plan, settings, torch.device("cpu"), augment, save_every=save_every)
+    return attack_training(model or small(), make_splits()["train"], course, folder, canaries=canaries, **options)
 
 
 def test_a_training_is_explained_in_part_and_not_contradicted(tmp_path):
@@ -171,11 +164,11 @@ def test_after_a_crash_steps_are_lost_and_not_taken_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         attacked(tmp_path, plan, after_step=crash, save_every=2)
     kept = read_state(tmp_path)
-    assert (kept.step, kept.heard) == (2, 2)
+    assert (kept.step, kept.heard.steps) == (2, 2)
     second = attacked(tmp_path, plan, after_step=lambda record: steps.append(record.step), save_every=2)
     assert steps == [1, 2, 3, 4, 5, 6]
     assert second.heard == 5
-    assert (second.included == kept.included).all()
+    assert (second.included == kept.heard.included).all()
 
 
 def test_coins_are_kept_before_the_first_step(tmp_path, monkeypatch):
@@ -183,7 +176,7 @@ def test_coins_are_kept_before_the_first_step(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         attacked(tmp_path, make_plan())
     assert read_state(tmp_path).step == 0
-    assert len(read_state(tmp_path).included) == 400
+    assert len(read_state(tmp_path).heard.included) == 400
 
 
 def test_other_canaries_need_another_folder(tmp_path):

@@ -16,23 +16,27 @@ from typer.testing import CliRunner
 
 import dpeq.audit.one_run as one_run_module
 import dpeq.training.prepare as prepare_module
-from benchmarks.killable import make_config, make_splits
-from dpeq import audit_verb
+from benchmarks.killable import UNITS, make_config, make_splits
 from dpeq.audit.kept import read_scores
-from dpeq.audit.one_run import LEDGER
-from dpeq.audit.picture import draw_roc, profile_of
+from dpeq.audit.members import steps_left
+from dpeq.audit.picture import draw_roc
+from dpeq.audit.training import LEDGER
+from dpeq.audit_verb import verb as audit_verb
+from dpeq.audit_verb.outcome import Outcome
 from dpeq.cli import app
 from dpeq.config import write_config
 from dpeq.console import RichObserver
 from dpeq.errors import ConfigError, DataError
 from dpeq.privacy import accounting
+from dpeq.privacy.audit.curves import profile_of
 from dpeq.privacy.audit.membership import attack_quality
+from dpeq.privacy.audit.one_run import audit_one_run
 from dpeq.privacy.gaussian import add_noise
 from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.optimizer import PlanOptimizer
 from dpeq.privacy.randomness import Randomness
 from dpeq.report_verb import _inside
-from dpeq.reporting.audit import contradiction, read_audit
+from dpeq.reporting.audit import contradiction, read_audits
 from dpeq.reporting.numbers import show
 from dpeq.training.files import fingerprint_key
 from dpeq.training.start import fingerprint
@@ -72,8 +76,12 @@ def run(tmp_path):
     return lay_down(tmp_path, cell_config(tmp_path, "run", 8.0), data_sha256=fingerprint(make_splits(), key))
 
 
+def record(folder):
+    return json.loads((folder / "audit.json").read_text())
+
+
 def go(target, *overrides, **changes):
-    options = {"method": "step", "canaries": 100, "repetitions": 120, "certain": None, "folder": None}
+    options = {"method": "step", "canaries": 100, "repetitions": 120, "shadows": 4, "certain": None, "folder": None}
     out, err = io.StringIO(), io.StringIO()
     code = 0
     try:
@@ -94,13 +102,13 @@ def test_a_step_by_a_configuration(recipe, tmp_path):
     code, told, _ = go(recipe, "privacy.epsilon=8", folder=folder, repetitions=600)
     assert code == 0
     assert "1,200 private steps to take; time on this machine: about" in told
-    for name in ("audit.json", "attack.json", "roc.svg", "roc.png"):
+    for name in ("audit.json", "roc.svg", "roc.png"):
         assert (folder / name).stat().st_size > 0
-    audit = read_audit(folder)
+    audit = record(folder)
     assert audit["method"] == "one private step, 1200 times"
     assert 0.2 < audit["epsilon_lower"] / plan_at(8.0).epsilon_spent <= 1
     assert contradiction(audit, plan_at(8.0), 4, plan_at(8.0).epsilon_spent) is None
-    attack = json.loads((folder / "attack.json").read_text())
+    attack = record(folder)["attack"]
     assert attack["members"] == attack["others"] == 600
     assert [row["rate"] for row in attack["hit_rates"]] == [0.001, 0.01]
     assert not any(row["contradicts"] for row in attack["hit_rates"])
@@ -113,7 +121,7 @@ def test_a_step_with_its_coins(recipe, tmp_path):
     code, told, _ = go(recipe, "privacy.epsilon=8", folder=folder, certain=False)
     assert code == 0
     assert "not tested" not in told
-    assert read_audit(folder)["details"]["in_every_step"] is False
+    assert record(folder)["details"]["in_every_step"] is False
 
 
 def test_an_audit_that_is_over_stays_over(recipe, tmp_path):
@@ -127,8 +135,8 @@ def test_a_run_gets_the_audit_for_its_report(run):
     code, told, _ = go(run)
     assert code == 0
     assert f"'dpeq report {run}' shows it" in told
-    audit = read_audit(run)
-    assert audit == read_audit(run / "audit-step")
+    (audit,) = read_audits(run)
+    assert audit == {"name": "step", **record(run / "audits" / "step")}
     assert all(isinstance(show(value), str) for value in audit["details"].values())
 
 
@@ -137,8 +145,8 @@ def test_a_training_with_canaries_of_a_run(run, recipe):
     assert code == 0
     assert "A training of 4 steps" in told
     assert "not for release" in told
-    folder = run / "audit-one-run"
-    audit = read_audit(run)
+    folder = run / "audits" / "one-run"
+    audit = record(folder)
     assert audit["details"]["canaries"] == 100
     assert audit["details"]["theoretical"] == plan_at(8.0).epsilon_spent
     assert audit["epsilon_lower"] <= plan_at(8.0).epsilon_spent
@@ -150,7 +158,7 @@ def test_a_training_with_images_as_canaries(recipe, tmp_path):
     folder = tmp_path / "out"
     code, told, _ = go(recipe, "privacy.epsilon=8", method="black-box", folder=folder)
     assert code == 0
-    assert "input canaries" in read_audit(folder)["method"]
+    assert "input canaries" in record(folder)["method"]
     assert json.loads((folder / "begun.json").read_text())["method"] == "black-box"
     assert "not for release" in told
 
@@ -166,7 +174,7 @@ def test_other_data_than_the_runs_is_refused(tmp_path, recipe):
     fingerprint_key(tmp_path, make=True)
     with pytest.raises(DataError, match="fingerprint"):
         go(folder, method="one-run")
-    assert not (folder / "audit.json").exists()
+    assert not list(folder.rglob("audit.json"))
 
 
 @pytest.mark.parametrize("method", ["step", "one-run"])
@@ -197,7 +205,7 @@ def test_a_stop_loses_nothing(recipe, tmp_path, monkeypatch, method):
         assert len(begun) == 240
     else:
         assert len(begun) == 4
-        assert read_audit(folder)["details"]["steps_heard"] == 4
+        assert record(folder)["details"]["steps_heard"] == 4
 
 
 def test_another_audit_does_not_go_on_in_its_place(recipe, tmp_path, monkeypatch):
@@ -211,6 +219,70 @@ def test_another_audit_does_not_go_on_in_its_place(recipe, tmp_path, monkeypatch
         go(recipe, "privacy.epsilon=1", folder=folder)
 
 
+def test_shadow_models_of_a_run(run, recipe):
+    code, told, _ = go(run, method="shadow")
+    assert code == 0
+    assert "5 trainings of 4 steps; time on this machine: about" in told
+    assert "computed from the training images" in told
+    assert "a summary of runs counts what it spends" in told
+    (audit,) = read_audits(run)
+    assert audit["name"] == "shadow"
+    assert audit["method"].startswith("shadow models, one run")
+    assert audit["details"]["shadow_models"] == 4
+    assert audit["details"]["trainings"] == 5
+    assert audit["details"]["looks_at_units"] is True
+    assert audit["attack"]["of"] == "training"
+    assert audit["attack"]["members"] + audit["attack"]["others"] == UNITS
+    ledgers = sorted((run / "audits").rglob(LEDGER))
+    assert [path.parent.name for path in ledgers] == ["shadow-01", "shadow-02", "shadow-03", "shadow-04", "target"]
+    assert {read_ledger(path).steps for path in ledgers} == {4}
+    assert read_ledger(run / "ledger.jsonl").steps == 4
+
+
+def test_shadow_models_without_privacy_have_no_limit_beside_them(recipe, tmp_path):
+    """An attack that finds nothing here would prove nothing there."""
+    folder = tmp_path / "out"
+    code, told, _ = go(recipe, "privacy.epsilon=inf", method="shadow", folder=folder)
+    assert code == 0
+    assert "the plan says" in told
+    body = record(folder)
+    assert body["details"]["theoretical"] == "inf"
+    assert body["details"]["share"] is None
+    assert body["delta"] * UNITS <= 0.01
+    assert body["attack"]["limit"] is None
+    assert all(row["allowed"] is None for row in body["attack"]["hit_rates"])
+
+
+def test_shadow_models_go_on_after_a_stop(recipe, tmp_path, monkeypatch):
+    folder, begun = tmp_path / "out", []
+    real = RichObserver.stepped
+
+    def interrupted(self, *args):
+        begun.append(1)
+        if len(begun) == 7:  # in the second model of four steps
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args)
+
+    monkeypatch.setattr(RichObserver, "stepped", interrupted)
+    assert go(recipe, "privacy.epsilon=8", folder=folder, method="shadow")[0] == 143
+    assert not (folder / "audit.json").exists()
+    assert steps_left(folder, 4, 4) == 5 * 4 - 7
+    with pytest.raises(ConfigError, match="shadows 4, not 6"):
+        go(recipe, "privacy.epsilon=8", folder=folder, method="shadow", shadows=6)
+    assert go(recipe, "privacy.epsilon=8", folder=folder, method="shadow")[0] == 0
+    assert len(begun) == 5 * 4
+    assert steps_left(folder, 4, 4) == 0
+
+
+def test_audits_of_a_run_lie_where_its_report_finds_them(run, tmp_path):
+    for folder in (tmp_path / "elsewhere", run / "audit", run / "audits" / "Step 2", run / "audits" / "a" / "b"):
+        with pytest.raises(ConfigError, match=r"beside each other in .*audits; give --out .*audits/step-2, say"):
+            go(run, folder=folder)
+    assert go(run, folder=run / "audits" / "step-2")[0] == 0
+    assert go(run)[0] == 0
+    assert [audit["name"] for audit in read_audits(run)] == ["step", "step-2"]
+
+
 def test_what_contradicts_the_plan_exits_with_1(run, monkeypatch):
     def quieter(self, total, noise):
         return add_noise(total, std=self.plan.noise_multiplier * self.plan.max_grad_norm / 4, stream=noise)
@@ -220,7 +292,7 @@ def test_what_contradicts_the_plan_exits_with_1(run, monkeypatch):
     assert code == 1
     assert "contradicts the plan" in told
     plan = plan_at(8.0)
-    assert "allows" in contradiction(read_audit(run), plan, 4, plan.epsilon_spent)
+    assert "allows" in contradiction(record(run / "audits" / "step"), plan, 4, plan.epsilon_spent)
 
 
 def test_what_cannot_be_audited_is_refused(recipe, run, tmp_path):
@@ -232,6 +304,8 @@ def test_what_cannot_be_audited_is_refused(recipe, run, tmp_path):
         go(recipe, "privacy.epsilon=8", repetitions=99, folder=tmp_path / "a")
     with pytest.raises(ConfigError, match="19 canaries"):
         go(recipe, "privacy.epsilon=8", method="one-run", canaries=19, folder=tmp_path / "b")
+    with pytest.raises(ConfigError, match="5 shadow models"):
+        go(recipe, "privacy.epsilon=8", method="shadow", shadows=5, folder=tmp_path / "b")
     with pytest.raises(ConfigError, match="without privacy"):
         go(recipe, "privacy.epsilon=inf", folder=tmp_path / "c")
     with pytest.raises(ConfigError, match=r"privacy\.epsilon"):
@@ -245,22 +319,36 @@ def test_what_cannot_be_audited_is_refused(recipe, run, tmp_path):
 def test_the_same_numbers_give_the_same_picture(tmp_path, suffix):
     attack = attack_quality([0.1 * i for i in range(200)], [i % 3 > 0 for i in range(200)])
     profile = profile_of(plan_at(8.0))
+    body = Outcome([audit_one_run([0.0, 1.0], [True, False], delta=1e-5)], attack, profile, "training").to_dict()
     paths = [tmp_path / f"{i}.{suffix}" for i in range(2)]
     for path in paths:
-        draw_roc(attack, profile, "An attack", path)
+        draw_roc(body["attack"], "An attack", path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_the_command_line_hands_everything_on(monkeypatch):
     given = {}
     monkeypatch.setattr(audit_verb, "audit", lambda out, err, target, overrides, **kwargs: given.update(kwargs))
-    words = ["audit", "recipe", "--method", "one-run", "--canaries", "30", "--repetitions", "200", "--coins"]
+    words = [
+        "audit",
+        "recipe",
+        "--method",
+        "one-run",
+        "--canaries",
+        "30",
+        "--repetitions",
+        "200",
+        "--coins",
+        "--shadows",
+        "8",
+    ]
     result = CliRunner().invoke(app, [*words, "--out", "somewhere", "--data-root", "data"])
     assert result.exit_code == 0
     assert given == {
         "method": "one-run",
         "canaries": 30,
         "repetitions": 200,
+        "shadows": 8,
         "certain": False,
         "folder": Path("somewhere"),
         "data_root": Path("data"),

@@ -18,6 +18,7 @@ epsilon depends on the family, and ``assumes`` says it:
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -30,9 +31,17 @@ from dpeq.privacy import accounting
 from dpeq.privacy._session import ask
 from dpeq.privacy.gdp import gaussian_epsilon
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.privacy.tradeoff import Profile
+from dpeq.privacy.tradeoff import Profile, gaussian_profile
 
-__all__ = ["Curves", "GaussianCurves", "PairCurves", "SubsampledGaussianCurves", "inverse", "own_curves"]
+__all__ = [
+    "Curves",
+    "GaussianCurves",
+    "PairCurves",
+    "SubsampledGaussianCurves",
+    "inverse",
+    "own_curves",
+    "profile_of",
+]
 
 Array = npt.NDArray[np.float64]
 Inverse = Callable[[float], float]
@@ -177,6 +186,16 @@ def own_curves(plan: PrivacyPlan) -> Curves:
     if plan.sample_rate == 1.0:
         return GaussianCurves(plan.delta)
     return SubsampledGaussianCurves(plan.delta, plan.sample_rate, plan.steps)
+
+
+def profile_of(plan: PrivacyPlan) -> Profile:
+    """The privacy profile of all steps of a private plan, rounded outwards; raises as :func:`own_curves`."""
+    if not plan.private:
+        raise ConfigError("A plan without privacy has no privacy profile; give a finite epsilon.")
+    if plan.sample_rate == 1.0:
+        return gaussian_profile(math.sqrt(plan.steps) / plan.noise_multiplier)
+    curves = SubsampledGaussianCurves(plan.delta, plan.sample_rate, plan.steps)
+    return curves.profile(1.0 / plan.noise_multiplier)
 
 
 def inverse(profile: Profile) -> Inverse:

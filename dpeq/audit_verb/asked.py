@@ -1,0 +1,87 @@
+"""What an audit was asked for: of which plan, in which folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dpeq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dpeq.config import RunConfig
+    from dpeq.privacy.plan import PrivacyPlan
+
+__all__ = ["Asked", "Method", "resolve"]
+
+Method = Literal["step", "one-run", "black-box", "shadow"]
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is audited: ``run`` is its folder, None for a configuration; ``amount`` counts what the method counts."""
+
+    config: RunConfig
+    plan: PrivacyPlan
+    run: Path | None
+    folder: Path
+    method: Method
+    amount: int
+    certain: bool
+
+    @property
+    def one_step(self) -> PrivacyPlan:
+        from dpeq.audit.step import in_every_step, one_step_of
+
+        return one_step_of(in_every_step(self.plan) if self.certain else self.plan)
+
+
+def resolve(
+    target: str,
+    overrides: list[str],
+    method: Method,
+    *,
+    amount: int,
+    certain: bool,
+    folder: Path | None,
+    data_root: Path | None,
+) -> Asked:
+    """Reads the configuration or the run that ``target`` names.
+
+    Audits of a run lie in RUN/audits, where its report finds every one of them: one that can be kept elsewhere can be
+    forgotten when it is bad news. Raises :class:`ConfigError` for what cannot be audited, or not there.
+    """
+    from dpeq.config import load_config
+    from dpeq.planning import plan_of
+    from dpeq.privacy.plan import PrivacyPlan
+    from dpeq.training.start import MACHINE_KEYS
+
+    run = Path(target) if Path(target).is_dir() else None
+    if run is not None:
+        if not (run / "plan.json").is_file():
+            raise ConfigError(f"{run} is no run folder (it has no plan.json); name one, or a configuration.")
+        for override in overrides:
+            key = override.partition("=")[0]
+            if not any(key == known or key.startswith(f"{known}.") for known in MACHINE_KEYS):
+                raise ConfigError(f"{key} is what the run was trained with and cannot change; leave it out.")
+        config = load_config(run / "config.yaml", overrides, data_root=data_root)
+        plan = PrivacyPlan.read(run / "plan.json")
+        audits = run / "audits"
+        folder = folder or audits / method
+        if folder.resolve().parent != audits.resolve() or not _NAME.fullmatch(folder.name):
+            raise ConfigError(
+                f"Audits of a run lie beside each other in {audits}; give --out {audits / method}-2, say."
+            )
+    else:
+        config = load_config(target, overrides, data_root=data_root)
+        plan = plan_of(config)
+        folder = folder or Path("runs") / f"{config.name}-audit-{method}"
+    if not plan.private and method != "shadow":
+        raise ConfigError(
+            "A plan without privacy promises nothing that an audit could test; give a finite epsilon, or --method "
+            "shadow to see what an attack finds."
+        )
+    return Asked(config, plan, run, folder, method, amount, certain)
