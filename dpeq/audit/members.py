@@ -32,7 +32,7 @@ from dpeq.privacy.audit.shadows import balanced_halves, check_shadows, likelihoo
 from dpeq.training.files import make_folder
 from dpeq.training.loop import StepRecord
 
-__all__ = ["answers", "attack_members", "part_of", "steps_left"]
+__all__ = ["answers", "attack_members", "fresh_generator", "part_of", "steps_left"]
 
 Array = npt.NDArray[np.float64]
 Bits = npt.NDArray[np.bool_]
@@ -63,8 +63,8 @@ def attack_members(
     check_shadows(shadows)
     halves = read_halves(folder)
     if halves is None:
-        random = np.random.default_rng(secrets.randbits(128))
-        halves = np.vstack([toss(images.n_units), balanced_halves(shadows, images.n_units, random)])
+        others = balanced_halves(shadows, images.n_units, fresh_generator())
+        halves = np.vstack([toss(images.n_units), others])
         write_halves(folder, halves)
     if halves.shape != (1 + shadows, images.n_units):
         raise DataError(f"The models in {folder} have other units, or are not {shadows}; give another folder.")
@@ -77,6 +77,11 @@ def attack_members(
         told.append(answered)
     scores = likelihood_ratios(told[0], np.stack(told[1:]), halves[1:])
     return Attack("member", halves[0], scores)
+
+
+def fresh_generator() -> np.random.Generator:
+    """Of the operating system's randomness. The shadows' halves protect nobody; the target's are tossed."""
+    return np.random.default_rng(secrets.randbits(128))
 
 
 def steps_left(folder: Path, shadows: int, steps: int) -> int:

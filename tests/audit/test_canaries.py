@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from made_plans import made_plan
 from scipy.stats import norm
 from torch import nn
 
@@ -25,21 +26,8 @@ SPEC = ResNet9Spec("C4", "none", (1, 1, 2), (1, 1, 1), stem_pool=True)
 C = 0.3
 
 
-def make_plan(**changes) -> PrivacyPlan:
-    values = {
-        "epsilon_target": 100.0,
-        "delta": 1e-5,
-        "unit": "image",
-        "sample_rate": 0.4,
-        "steps": 4,
-        "expected_batch_size": 4,
-        "noise_multiplier": 0.7,
-        "max_grad_norm": C,
-        "public_units": 10,
-        "accountant": "prv",
-        "epsilon": {"prv_upper": 99.0},
-    }
-    return PrivacyPlan(**{**values, **changes})
+def make_plan(rate: float = 0.4, **changes) -> PrivacyPlan:
+    return made_plan(rate, 0.7, 4, expected_batch_size=4, max_grad_norm=C, **changes)
 
 
 def images(n: int = 3) -> ImageSet:
@@ -154,7 +142,7 @@ def test_what_is_heard_is_the_released_sum():
 
 @pytest.mark.parametrize(("rate", "clipping"), [(0.4, "fixed"), (1.0, "fixed"), (0.4, "per_layer")])
 def test_the_score_is_the_likelihood_ratio(rate, clipping):
-    plan = make_plan(sample_rate=rate, clipping=clipping)
+    plan = make_plan(rate, clipping=clipping)
     heard = np.array([-3.0, 0.0, 1.0, 40.0])
     shift = 1 / 0.7 / (2.0 if clipping == "per_layer" else 1.0)
     ratio = 1 - rate + rate * norm.pdf(heard[:3], shift) / norm.pdf(heard[:3])

@@ -1,37 +1,20 @@
 """Canaries that are images: what the network is asked about them, and a training without noise that they give away."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
+from made_plans import made_plan
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-import dpeq.audit.one_run as one_run_module
 from benchmarks.killable import make_splits
 from dpeq.audit.inputs import InputCanaries
 from dpeq.audit.one_run import attack_training, audit_training
 from dpeq.audit.training import Course
 from dpeq.errors import ConfigError
-from dpeq.privacy import accounting
-from dpeq.privacy.plan import PrivacyPlan
-from dpeq.privacy.randomness import Randomness
 from dpeq.training.state import OptimizerSettings
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _keys(monkeypatch):
-    """Counted keys and coins: the tests say the same every time."""
-
-    def secure(seed):
-        return dataclasses.replace(create(next(keys)), seed=None)
-
-    create, keys, coins = Randomness.create, iter(range(1000)), np.random.default_rng(1)
-    monkeypatch.setattr(Randomness, "create", secure)
-    monkeypatch.setattr(one_run_module, "toss", lambda m: coins.random(m) < 0.5)
 
 
 class Fixed(nn.Module):
@@ -66,32 +49,18 @@ def test_canaries_are_units_of_their_own_and_always_the_same():
 @pytest.mark.parametrize(("sigma", "low", "high"), [(0.05, 0.8, 1.0), (500.0, 0.3, 0.7)])
 def test_a_network_with_little_noise_gives_its_canaries_away(tmp_path, sigma, low, high):
     """And one with much noise does not: the score is of the coins, not of the canaries."""
-    with accounting.session("pld", "rdp"):
-        spent = accounting.epsilon_rdp(1.0, sigma, 30, 1e-5)
-        plan = PrivacyPlan(
-            epsilon_target=spent + 1e-9,
-            delta=1e-5,
-            unit="image",
-            sample_rate=1.0,
-            steps=30,
-            expected_batch_size=8,
-            noise_multiplier=sigma,
-            max_grad_norm=1.0,
-            public_units=32,
-            accountant="rdp",
-            epsilon={"rdp": spent},
-        )
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-        settings = OptimizerSettings(lr=0.5, ema_decay=0.5)
-        data = make_splits()["train"]
-        course, options = Course(plan, settings, CPU), {"canaries": 60, "kind": "input"}
-        attack = attack_training(model, data, course, tmp_path, **options)
-        print("AUC", sigma, roc_auc_score(attack.included, attack.scores))
-        assert low <= roc_auc_score(attack.included, attack.scores) <= high
-        assert attack.heard == 0
-        audit = audit_training(plan, attack)
-        assert audit.method.startswith("input canaries, one run")
-        assert not audit.contradicts
-        again = attack_training(model, data, course, tmp_path, **options)
+    plan = made_plan(1.0, sigma, 30, accountant="rdp", max_grad_norm=1.0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    settings = OptimizerSettings(lr=0.5, ema_decay=0.5)
+    data = make_splits()["train"]
+    course, options = Course(plan, settings, CPU), {"canaries": 60, "kind": "input"}
+    attack = attack_training(model, data, course, tmp_path, **options)
+    print("AUC", sigma, roc_auc_score(attack.included, attack.scores))
+    assert low <= roc_auc_score(attack.included, attack.scores) <= high
+    assert attack.heard == 0
+    audit = audit_training(plan, attack)
+    assert audit.method.startswith("input canaries, one run")
+    assert not audit.contradicts
+    again = attack_training(model, data, course, tmp_path, **options)
     np.testing.assert_allclose(again.scores, attack.scores)

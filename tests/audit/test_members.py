@@ -1,10 +1,9 @@
 """The membership attack: what its models are trained on, what is asked, and that it finds who was in without noise."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
+from made_plans import made_plan
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -17,27 +16,12 @@ from dpeq.audit.one_run import audit_training
 from dpeq.audit.training import LEDGER, Course
 from dpeq.data.images import ImageSet
 from dpeq.errors import ConfigError, DataError
-from dpeq.privacy import accounting
 from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.privacy.randomness import Randomness
 from dpeq.training.state import OptimizerSettings
 
 CPU = torch.device("cpu")
 UNITS = 120
-
-
-@pytest.fixture(autouse=True)
-def _keys(monkeypatch):
-    """Counted keys and coins: the tests say the same every time."""
-
-    def secure(seed):
-        return dataclasses.replace(create(next(keys)), seed=None)
-
-    create, keys, coins = Randomness.create, iter(range(1000)), np.random.default_rng(1)
-    monkeypatch.setattr(Randomness, "create", secure)
-    monkeypatch.setattr(members_module, "toss", lambda m: coins.random(m) < 0.5)
-    monkeypatch.setattr(members_module.secrets, "randbits", lambda bits: 7)
 
 
 def noise_images(units=UNITS, each=1):
@@ -50,21 +34,8 @@ def noise_images(units=UNITS, each=1):
 
 
 def make_plan(sigma: float, steps: int = 40) -> PrivacyPlan:
-    private = sigma > 0
-    spent = accounting.epsilon_rdp(0.5, sigma, steps, 1e-5) if private else float("inf")
-    return PrivacyPlan(
-        epsilon_target=spent + 1e-9,
-        delta=1e-5,
-        unit="image",
-        sample_rate=0.5,
-        steps=steps,
-        expected_batch_size=UNITS // 2,
-        noise_multiplier=sigma,
-        max_grad_norm=1.0,
-        public_units=UNITS,
-        accountant="rdp" if private else "none",
-        epsilon={"rdp": spent} if private else {},
-    )
+    sizes = {"expected_batch_size": UNITS // 2, "max_grad_norm": 1.0, "public_units": UNITS}
+    return made_plan(0.5, sigma, steps, accountant="rdp", **sizes)
 
 
 def build() -> nn.Module:
@@ -84,17 +55,15 @@ def attacked(folder, sigma, *, shadows=8, images=None, steps=40, **options):
 def test_without_noise_it_finds_who_was_in(tmp_path):
     found = attacked(tmp_path, 0.0)
     assert roc_auc_score(found.included, found.scores) > 0.8
-    with accounting.session("pld", "rdp"):
-        audit = audit_training(make_plan(0.0), found)
+    audit = audit_training(make_plan(0.0), found)
     assert audit.method == "shadow models, one run"
     assert audit.epsilon_lower > 0.3
     assert (audit.theoretical, audit.share, audit.contradicts) == (float("inf"), None, False)
 
 
 def test_with_much_noise_it_finds_next_to_nothing(tmp_path):
-    with accounting.session("pld", "rdp"):
-        found = attacked(tmp_path, 200.0)
-        audit = audit_training(make_plan(200.0), found)
+    found = attacked(tmp_path, 200.0)
+    audit = audit_training(make_plan(200.0), found)
     assert 0.35 < roc_auc_score(found.included, found.scores) < 0.65
     assert audit.epsilon_lower < 0.3
     assert "subsampled" in audit.method

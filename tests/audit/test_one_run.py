@@ -3,9 +3,9 @@
 import dataclasses
 import math
 
-import numpy as np
 import pytest
 import torch
+from made_plans import made_plan
 from torch import nn
 
 import dpeq.audit.one_run as one_run_module
@@ -18,52 +18,17 @@ from dpeq.data.views import Augment
 from dpeq.errors import ConfigError, DataError
 from dpeq.models.registry import build_model
 from dpeq.models.resnet9 import ResNet9Spec
-from dpeq.privacy import accounting
 from dpeq.privacy.gaussian import add_noise
 from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.optimizer import PlanOptimizer
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.privacy.randomness import Randomness
 from dpeq.training.state import OptimizerSettings
 
-DELTA = 1e-5
 SPEC = ResNet9Spec("C4", "none", (1, 1, 2), (1, 1, 1), stem_pool=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _accountants():
-    with accounting.session("pld"):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _keys(monkeypatch):
-    """Counted keys and coins: the tests say the same every time."""
-
-    def secure(randomness):  # as a key from the operating system: steps are never repeated
-        return dataclasses.replace(randomness, seed=None)
-
-    create, keys, coins = Randomness.create, iter(range(1000)), np.random.default_rng(3)
-    monkeypatch.setattr(Randomness, "create", lambda seed: secure(create(next(keys))))
-    monkeypatch.setattr(one_run_module, "toss", lambda m: coins.random(m) < 0.5)
-
-
 def make_plan(rate: float = 0.5, sigma: float = 1.0, steps: int = 6, **changes) -> PrivacyPlan:
-    spent = accounting.epsilon_pld(rate, sigma, steps, DELTA)
-    return PrivacyPlan(
-        epsilon_target=spent,
-        delta=DELTA,
-        unit="image",
-        sample_rate=rate,
-        steps=steps,
-        expected_batch_size=8,
-        noise_multiplier=sigma,
-        max_grad_norm=0.5,
-        public_units=32,
-        accountant="pld",
-        epsilon={"pld": spent},
-        **changes,
-    )
+    return made_plan(rate, sigma, steps, **changes)
 
 
 def small() -> nn.Module:

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from made_plans import DELTA, made_plan
 
 import dpeq.privacy.optimizer as optimizer_module
 import dpeq.training.loop as loop_module
-from dpeq.audit import step as step_module
 from dpeq.audit.step import audit_step, best_threshold, in_every_step, many_steps_of, one_step_of, repeat_step
 from dpeq.errors import ConfigError
 from dpeq.privacy import accounting
@@ -16,38 +16,9 @@ from dpeq.privacy.optimizer import PlanOptimizer
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Randomness
 
-DELTA = 1e-5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _accountants():
-    with accounting.session("pld", "rdp"):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _keys(monkeypatch):
-    """A test that fails once in two hundred times would be believed less: keys are counted, not drawn."""
-    create, keys = Randomness.create, iter(range(1000))
-    monkeypatch.setattr(step_module.Randomness, "create", lambda seed: create(next(keys)))
-
 
 def make_plan(rate: float = 1.0, sigma: float = 0.7, steps: int = 3, **changes) -> PrivacyPlan:
-    spent = accounting.epsilon_pld(rate, sigma, steps, DELTA)
-    return PrivacyPlan(
-        epsilon_target=spent,
-        delta=DELTA,
-        unit="patient",
-        sample_rate=rate,
-        steps=steps,
-        expected_batch_size=8,
-        noise_multiplier=sigma,
-        max_grad_norm=0.3,
-        public_units=100,
-        accountant="pld",
-        epsilon={"pld": spent},
-        **changes,
-    )
+    return made_plan(rate, sigma, steps, unit="patient", max_grad_norm=0.3, **changes)
 
 
 def audited(plan: PrivacyPlan, repetitions: int):

@@ -1,20 +1,17 @@
 """The verb ``audit``: what it writes and prints, how it goes on, what it refuses, and its exit codes."""
 
-import dataclasses
 import io
 import json
 import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import typer
 from finished_runs import cell_config, lay_down, plan_at
 from rich.console import Console
 from typer.testing import CliRunner
 
-import dpeq.audit.one_run as one_run_module
 import dpeq.training.prepare as prepare_module
 from benchmarks.killable import UNITS, make_config, make_splits
 from dpeq.audit.kept import read_scores
@@ -27,37 +24,17 @@ from dpeq.cli import app
 from dpeq.config import write_config
 from dpeq.console import RichObserver
 from dpeq.errors import ConfigError, DataError
-from dpeq.privacy import accounting
 from dpeq.privacy.audit.curves import profile_of
 from dpeq.privacy.audit.membership import attack_quality
 from dpeq.privacy.audit.one_run import audit_one_run
 from dpeq.privacy.gaussian import add_noise
 from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.optimizer import PlanOptimizer
-from dpeq.privacy.randomness import Randomness
 from dpeq.report_verb import _inside
 from dpeq.reporting.audit import contradiction, read_audits
 from dpeq.reporting.numbers import show
 from dpeq.training.files import fingerprint_key
 from dpeq.training.start import fingerprint
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _accountants():
-    with accounting.session("pld", "rdp"):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _keys(monkeypatch):
-    """Counted keys and coins: the tests say the same every time."""
-
-    def secure(seed):
-        return dataclasses.replace(create(next(keys)), seed=None)
-
-    create, keys, coins = Randomness.create, iter(range(1000)), np.random.default_rng(1)
-    monkeypatch.setattr(Randomness, "create", secure)
-    monkeypatch.setattr(one_run_module, "toss", lambda m: coins.random(m) < 0.5)
 
 
 @pytest.fixture
