@@ -1,0 +1,109 @@
+"""The audits of a recipe, run as commands: what each proves, what its attack finds, and what it takes.
+
+    python -m benchmarks.audit_attacks --data-root DIR --json > docs/measurements/audit_attacks.json
+
+A training's bound by gradient canaries does not depend on the network, so the trainings are of a small one. The last
+row is the membership attack on the same training without privacy: what finds nothing there would prove nothing
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+SMALL = ["model.group=C4", "model.fields=[1,1,2]", "model.norm_groups=[1,1,1]"]
+ROWS: dict[str, list[str]] = {
+    "step": [],
+    "step, with its coins": ["--coins"],
+    "one-run": [*SMALL, "--method", "one-run"],
+    "black-box": [*SMALL, "--method", "black-box"],
+    "shadow": [*SMALL, "--method", "shadow"],
+    "shadow, without privacy": [*SMALL, "privacy.epsilon=inf", "--method", "shadow"],
+}
+
+
+def audited(recipe: str, words: Sequence[str], data_root: Path | None) -> dict[str, Any]:
+    """One audit as a command in a folder of its own; raises :class:`RuntimeError` when it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "audit"
+        command = [sys.executable, "-m", "dpeq", "audit", recipe, *words, "--out", str(out)]
+        if data_root is not None:
+            command += ["--data-root", str(data_root)]
+        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True)
+        seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+        record = json.loads((out / "audit.json").read_text(encoding="utf-8"))
+    details, attack = record["details"], record["attack"]
+    return {
+        "command": " ".join(["dpeq audit", recipe, *words]),
+        "method": record["method"],
+        "delta": record["delta"],
+        "epsilon_lower": round(record["epsilon_lower"], 3),
+        "theoretical": details["theoretical"],
+        "share": details["share"],
+        "one_step": [details.get("one_step_epsilon_lower"), details.get("one_step_theoretical")],
+        "attack_of": attack["of"],
+        "auc": round(attack["auc"], 4),
+        "hit_rates": attack["hit_rates"],
+        "members": attack["members"],
+        "others": attack["others"],
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+    }
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table("audit", "epsilon at least", "of", "area", "hits at 0.1 %", "at 1 %", "CPU, s")
+    for row in rows:
+        hits = (f"{rate['hits']:.4f} ({rate['low']:.4f} to {rate['high']:.4f})" for rate in row["hit_rates"])
+        table.add_row(
+            row["row"],
+            f"{row['epsilon_lower']:.3f}",
+            str(row["theoretical"]),
+            f"{row['auc']:.3f}",
+            *hits,
+            f"{row['cpu_seconds']:.0f}",
+        )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="pneumoniamnist")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--row", action="append", choices=list(ROWS), help="only this one; may be repeated")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    asked = parser.parse_args()
+    names = asked.row or list(ROWS)
+    load = os.getloadavg()[0]
+    rows = [
+        {"row": name, **audited(asked.recipe, ROWS[name], asked.data_root)}
+        for name in track(names, "Auditing", console=Console(stderr=True))
+    ]
+    if asked.json:
+        device = f"{platform.machine()} CPU, {os.cpu_count()} cores"
+        loads = [round(load, 1), round(os.getloadavg()[0], 1)]
+        print(json.dumps({"device": device, "load_before_and_after": loads, "rows": rows}, indent=1))
+    else:
+        Console().print(_table(rows))
+
+
+if __name__ == "__main__":
+    main()
