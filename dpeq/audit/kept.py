@@ -116,12 +116,8 @@ def read_state(folder: Path) -> KeptState | None:
     found = _read_tensors(folder / _STATE)
     if found is None:
         return None
-    tensors, metadata = found
     try:
-        heard = Heard(
-            tensors.pop("audit.included").numpy(), tensors.pop("audit.scores").numpy(), int(metadata["heard"])
-        )
-        return KeptState(int(metadata["step"]), heard, tensors)
+        return KeptState(int(found[1]["step"]), _heard(*found), found[0])
     except (KeyError, ValueError) as error:
         raise _unusable(folder / _STATE, error) from error
 
@@ -137,9 +133,8 @@ def read_heard(folder: Path) -> Heard | None:
     found = _read_tensors(folder / _HEARD)
     if found is None:
         return None
-    tensors, metadata = found
     try:
-        return Heard(tensors["audit.included"].numpy(), tensors["audit.scores"].numpy(), int(metadata["heard"]))
+        return _heard(*found)
     except (KeyError, ValueError) as error:
         raise _unusable(folder / _HEARD, error) from error
 
@@ -166,6 +161,11 @@ def _as_tensors(heard: Heard) -> dict[str, Tensor]:
         "audit.included": torch.from_numpy(heard.included.copy()),
         "audit.scores": torch.from_numpy(heard.scores.copy()),
     }
+
+
+def _heard(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Heard:
+    """Takes what :func:`_as_tensors` added out of ``tensors``."""
+    return Heard(tensors.pop("audit.included").numpy(), tensors.pop("audit.scores").numpy(), int(metadata["heard"]))
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
