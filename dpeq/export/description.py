@@ -11,7 +11,7 @@ from dpeq import __version__
 from dpeq.export.preprocessing import Preprocessing, images, indexed
 from dpeq.export.source import Trained
 from dpeq.export.statement import no_statement, privacy_statement
-from dpeq.reporting.audit import read_audit
+from dpeq.reporting.audit import read_audits
 
 __all__ = ["INPUT", "OUTPUT", "Description", "describe_run"]
 
@@ -76,7 +76,7 @@ def describe_run(trained: Trained) -> Description:
         name=source.path.resolve().name,
         classes=tuple(card.classes),
         preprocessing=preprocessing,
-        privacy=privacy_statement(source.plan, source.ledger, read_audit(source.path)),
+        privacy=privacy_statement(source.plan, source.ledger, read_audits(source.path)),
         model={**source.run["model"], "weights": trained.weights},
         data={name: getattr(card, name) for name in facts},
         dpeq=source.run.get("dpeq"),

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.reporting.audit import contradiction
+from dpeq.reporting.audit import refuted
 from dpeq.reporting.guarantee import spent, statement
 from dpeq.reporting.rundir import LedgerFacts
 
 __all__ = ["no_statement", "privacy_statement"]
 
 
-def privacy_statement(plan: PrivacyPlan, ledger: LedgerFacts, audit: dict[str, Any] | None = None) -> dict[str, Any]:
+def privacy_statement(
+    plan: PrivacyPlan, ledger: LedgerFacts, audits: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """What the report says of the guarantee, as JSON; epsilon is recomputed from the plan's constants, not copied.
 
-    A run without privacy is labelled ``NON-PRIVATE``, and its statement begins with that word. ``audit`` is what
-    :func:`~dpeq.reporting.audit.read_audit` gives: where it contradicts the guarantee, label and statement say so.
+    A run without privacy is labelled ``NON-PRIVATE``, and its statement begins with that word. ``audits`` are what
+    :func:`~dpeq.reporting.audit.read_audits` gives: where one contradicts the guarantee, label and statement say so.
 
     Raises:
         DataError: when the plan's constants cost more than it states.
     """
     loss = spent(plan, ledger.steps)
-    refuted = contradiction(audit, plan, ledger.steps, loss.epsilon) is not None
-    sentence = statement(plan, loss, refuted)
-    label = "GUARANTEE REFUTED" if refuted else "DIFFERENTIALLY PRIVATE"
+    found = refuted(audits, plan, ledger.steps, loss.epsilon) is not None
+    sentence = statement(plan, loss, found)
+    label = "GUARANTEE REFUTED" if found else "DIFFERENTIALLY PRIVATE"
     return {
         "label": label if plan.private else "NON-PRIVATE",
         "private": plan.private,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.audit import refutation
+from dpeq.reporting.numbers import percent_down, percent_up
 
 __all__ = ["list_assumptions"]
 
@@ -45,6 +46,8 @@ def _attention(report: Mapping[str, Any], plan: PrivacyPlan) -> list[tuple[Kind,
                 "on. Do not release this model, do not rely on any figure of this report, and find the cause first.",
             )
         )
+    if plan.private and (above := _above_the_limit(report["audits"])):
+        found.append(("An attack hit more often than the plan allows", above))
     if not plan.private:
         found.append(
             ("No guarantee", "No noise was added. The model may repeat details of single patients; do not release it.")
@@ -132,6 +135,26 @@ def _attention(report: Mapping[str, Any], plan: PrivacyPlan) -> list[tuple[Kind,
         )
     found.extend(("Warning of the run", str(text)) for text in run.get("warnings", ()))
     return [("attention", title, text) for title, text in found]
+
+
+def _above_the_limit(audits: Sequence[Mapping[str, Any]]) -> str | None:
+    """Hit rates are each tested by themselves, so one of several may lie above its limit by chance: no refutation."""
+    found = [
+        f"{percent_down(row['low'])} at least at {percent_up(row['false_alarms_high'], 2)} false alarms "
+        f"({audit['name']}), where {percent_up(row['allowed'])} are allowed "
+        f"{'a step' if audit['attack']['of'] == 'step' else 'the training'}"
+        for audit in audits
+        for row in audit["attack"]["hit_rates"]
+        if row["contradicts"]
+    ]
+    if not found:
+        return None
+    tested = sum(len(audit["attack"]["hit_rates"]) for audit in audits)
+    return (
+        f"Hits above their limit: {'; '.join(found)}. {tested} hit rates were tested, each with a confidence of its "
+        "own, so one that lies above may be bad luck. Audit again before this model is released; if it happens "
+        "again, the guarantee is false."
+    )
 
 
 def _places(run: Mapping[str, Any]) -> str:
@@ -237,8 +260,33 @@ def _not_covered(report: Mapping[str, Any], plan: PrivacyPlan) -> list[tuple[Kin
                 "Other releases from the same data",
                 "Losses add up over models, statistics and publications that use the same patients.",
             ),
+            *_audits(report["audits"], plan),
         ]
     return [("not_covered", title, text) for title, text in found]
+
+
+def _audits(audits: Sequence[Mapping[str, Any]], plan: PrivacyPlan) -> list[tuple[str, str]]:
+    """What audits spent, and what they tell, beside this training."""
+    found = []
+    if trainings := sum(audit["details"].get("trainings", 0) for audit in audits):
+        many = "Its audits took one further training" if trainings == 1 else f"Its audits took {trainings:,} trainings"
+        found.append(
+            (
+                "Trainings for audits",
+                f"{many} on the same data under the same plan. They spent budget of their own, which ε here leaves "
+                "out; a summary of runs counts them.",
+            )
+        )
+    if looked := [audit["name"] for audit in audits if audit["details"].get("looks_at_units")]:
+        found.append(
+            (
+                "Figures of an attack on the training data themselves",
+                f"The attack {', '.join(looked)} was judged on the training {plan.unit}s and on which of them were in, "
+                "without noise. Its hit rates, its curve and its bound are not covered by ε, and neither is this "
+                "report, which shows them; pass it on only where such figures may go.",
+            )
+        )
+    return found
 
 
 def _fairness(test: dict[str, Any]) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from dpeq.errors import ConfigError, DataError
 from dpeq.privacy import accounting
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.assumptions import list_assumptions
+from dpeq.reporting.check_audit import check_audits
 from dpeq.reporting.check_privacy import Disagreement, check_accountants, check_guarantee, check_risk
 from dpeq.reporting.check_run import WITHOUT_RUN, check_page, check_run, difference
 from dpeq.reporting.check_utility import check_utility
@@ -65,9 +66,11 @@ def check_contents(report: dict[str, Any]) -> list[str]:
     done = [_check_plan(report, plan)]
     if plan.private:
         done.append(check_risk(report, plan))  # before the sentences, which read it
+    audited = check_audits(report, plan)  # before what they refute
     done.append(check_guarantee(report, plan))
     if plan.private:
         done.append(check_accountants(report, plan))
+    done += audited
     scores = {"test": report["utility"], "validation": report["validation"]}
     if report["companion"] is not None:
         scores["companion"] = report["companion"]["utility"]

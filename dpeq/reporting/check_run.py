@@ -20,9 +20,9 @@ UNVERIFIED = "Not verified: "
 """How a sentence begins that says what a check could not decide."""
 
 WITHOUT_RUN = (
-    f"{UNVERIFIED}the run is not at hand (--run names its folder). Its name, the model, the data, the ledger, the "
-    "audit, the symmetry, warnings, times, versions, thresholds, groups of patients, and ends of intervals are as the "
-    "report states them."
+    f"{UNVERIFIED}the run is not at hand (--run names its folder). Its name, the model, the data, the ledger, what "
+    "audits counted, the symmetry, warnings, times, versions, thresholds, groups of patients, and ends of intervals "
+    "are as the report states them."
 )
 
 

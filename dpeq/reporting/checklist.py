@@ -189,17 +189,18 @@ def _top(report: dict[str, Any]) -> Items:
 
 
 def _middle(report: dict[str, Any]) -> Items:
-    guarantee, run, audit = report["guarantee"], report["provenance"], report["audit"]
+    guarantee, run, audits = report["guarantee"], report["provenance"], report["audits"]
     correct = f"The ledger is unbroken and has {report['ledger']['steps']:,} steps"
     if guarantee["private"]:
         correct += "; epsilon was recomputed from the plan's constants"
-    if audit is None:
-        correct += "; the model was not audited."
+    if not audits:
+        correct += "; the training was not audited."
     else:
+        best = max(audits, key=lambda audit: float(audit["epsilon_lower"]))
+        who = "an audit" if len(audits) == 1 else f"the strongest of {len(audits)} audits"
         correct += (
-            f"; an audit found epsilon to be at least {round_down(audit['epsilon_lower'], 3)} with confidence "
-            f"{percent_down(audit['confidence'])}"
-            + (", MORE THAN THE GUARANTEE ALLOWS." if refutation(report) else ".")
+            f"; {who} found epsilon to be at least {round_down(best['epsilon_lower'], 3)} with confidence "
+            f"{percent_down(best['confidence'])}" + (", MORE THAN THE GUARANTEE ALLOWS." if refutation(report) else ".")
         )
     channels = "Noise is a discrete Gaussian in whole numbers, so its digits tell nothing; timing of steps is outside."
     if not guarantee["private"]:
@@ -209,7 +210,7 @@ def _middle(report: dict[str, Any]) -> Items:
     if run["log_private_metrics"]:
         channels += " Losses and gradient norms were logged without noise."
     return [
-        ("Algorithms and their correctness", correct, "#provenance"),
+        ("Algorithms and their correctness", correct, "#audits" if audits else "#provenance"),
         ("Utility", _utility(report), "#performance"),
         ("Bias", _bias(report["utility"]), "#subgroups" if report["utility"].get("subgroups") else "#performance"),
         ("Side channels", channels, "#limits"),

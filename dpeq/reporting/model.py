@@ -13,7 +13,7 @@ from dpeq.privacy.remembered import remembered_curve
 from dpeq.privacy.risk import Risk, assess
 from dpeq.reporting.accountants import compared
 from dpeq.reporting.assumptions import list_assumptions
-from dpeq.reporting.audit import contradiction, read_audit
+from dpeq.reporting.audit import read_audits, refuted
 from dpeq.reporting.checklist import checklist
 from dpeq.reporting.files import check_schema
 from dpeq.reporting.guarantee import Spent, readers, sampling, spent, statement
@@ -22,7 +22,7 @@ from dpeq.reporting.rundir import MAY_DIFFER, RunDirectory, read_run
 
 __all__ = ["SCHEMA_VERSION", "build_report", "recorded"]
 
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "3.0"
 
 
 def build_report(
@@ -59,7 +59,7 @@ def _report(
     plan, steps = source.plan, source.ledger.steps
     loss, risk = spent(plan, steps), assess(plan, steps)
     group = group_risk(plan, steps, images_per_patient)
-    audited = contradiction(read_audit(source.path), plan, steps, loss.epsilon)
+    audited = refuted(read_audits(source.path), plan, steps, loss.epsilon)
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "run": source.path.resolve().name,
@@ -80,7 +80,7 @@ def recorded(source: RunDirectory, companion: Path | None) -> dict[str, Any]:
     plan, run = source.plan, source.run
     return {
         "run": source.path.resolve().name,
-        "audit": read_audit(source.path),
+        "audits": read_audits(source.path),
         "utility": {**source.metrics["test"], "weights": source.metrics["weights"], "split": "test"},
         "validation": source.metrics.get("val"),
         "companion": _companion(source, Path(companion)) if companion is not None else None,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from dpeq.reporting.figure import BLUE, FAINT, GREY, INK, VERMILLION, finish, new_figure, style
 from dpeq.reporting.numbers import percent_up, round_down, round_up, scientific
+from dpeq.reporting.roc import RATES, rate_axes
 
 __all__ = ["accountant_plot", "epsilon_plot", "profile_plot", "trade_off_plot"]
 
-_RATES = (1e-5, 1e-4, 0.001, 0.01, 0.1, 1.0)
 _HALO = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
 
 
@@ -52,7 +52,7 @@ def trade_off_plot(curve: Sequence[tuple[float, float]], epsilon: float, delta: 
 
     ``curve`` holds (false alarm rate, least rate of misses); false alarms below 0.001 % are left out.
     """
-    drawn = [(a, 1.0 - misses) for a, misses in curve if a >= _RATES[0] * (1 - 1e-9)]
+    drawn = [(a, 1.0 - misses) for a, misses in curve if a >= RATES[0] * (1 - 1e-9)]
     rates = [a for a, _ in drawn]
     pair = [_from_pair(a, epsilon, delta) for a in rates]
     with style():
@@ -61,20 +61,12 @@ def trade_off_plot(curve: Sequence[tuple[float, float]], epsilon: float, delta: 
         axes.plot(rates, pair, color=VERMILLION, linestyle="--", linewidth=1.5, label="from (ε, δ) alone")
         axes.plot(rates, [t for _, t in drawn], color=BLUE, linewidth=2.2, label="limit for this training")
         axes.plot(rates, rates, color=INK, linestyle=":", linewidth=1.5, label="pure chance")
-        axes.set_xscale("log")
-        axes.set(xlim=(_RATES[0], 1.0), ylim=(0, 1.02))
-        axes.xaxis.set_major_locator(FixedLocator(_RATES))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-        axes.grid(color=FAINT, linewidth=0.7)
-        axes.set_xlabel("false alarms (outsiders accused)")
-        axes.set_ylabel("hits at most (insiders found)")
+        rate_axes(axes, RATES[0], "hits at most (insiders found)")
         figure.legend(loc="outside lower center", ncols=3, handletextpad=0.5, columnspacing=1.3, handlelength=2.2)
         picked = "; ".join(
             f"at {100 * rate:g} % false alarms at most {percent_up(_near(drawn, rate))} hits, "
             f"from epsilon and delta alone {percent_up(_from_pair(rate, epsilon, delta))}"
-            for rate in _RATES[2:5]
+            for rate in RATES[2:5]
         )
         desc = (
             f"The largest hit rate of any membership test over its false alarm rate: {picked}. Pure chance hits as "

@@ -1,4 +1,4 @@
-"""Tables and figures about privacy: risk, accountants, constants of the mechanism, the audit."""
+"""Tables and figures about privacy: risk, accountants, constants of the mechanism."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ def privacy_view(report: dict[str, Any]) -> dict[str, Any]:
         "accountants_missing": {_ACCOUNTANTS[name]: why for name, why in report["accountants"]["missing"].items()},
         "risk_rows": _risk_rows(report["risk"]) if report["risk"] else None,
         "group_rows": _group_rows(report) if report["group_risk"] else None,
-        "audit_rows": _audit_rows(report) if report["audit"] else None,
         "privacy_figures": _figures(report, rows),
     }
 
@@ -142,31 +141,6 @@ def _group_rows(report: dict[str, Any]) -> Rows:
         for a, b in zip(risk["reconstructions"], group["reconstructions"], strict=True)
     ]
     return rows
-
-
-def _audit_rows(report: dict[str, Any]) -> Rows:
-    audit, guarantee = report["audit"], report["guarantee"]
-    allowed = (
-        "no limit"
-        if not guarantee["private"]
-        else f"{numbers.round_up(guarantee['epsilon'])} at δ = {numbers.scientific(guarantee['delta'])}"
-    )
-    rows: Rows = [
-        ("Method", audit["method"]),
-        ("ε is at least", f"{numbers.round_down(audit['epsilon_lower'])} at δ = {numbers.scientific(audit['delta'])}"),
-        ("Confidence", numbers.percent_down(audit["confidence"])),
-        ("The guarantee allows at most", allowed),
-    ]
-    return rows + [(name.replace("_", " "), _detail(name, value)) for name, value in sorted(audit["details"].items())]
-
-
-def _detail(name: str, value: Any) -> str:
-    """Lower bounds are rounded down, upper ones up; see :func:`dpeq.reporting.audit.odd_detail` for the rest."""
-    if isinstance(value, float) and name.endswith("_lower"):
-        return numbers.round_down(value, 3)
-    if isinstance(value, float) and (name.endswith(("_high", "_at_most")) or name.endswith("theoretical")):
-        return numbers.round_up(value, 3)
-    return numbers.show(value)
 
 
 def _figures(report: dict[str, Any], rows: dict[str, dict[str, float]]) -> dict[str, Markup | None]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from dpeq.reporting import numbers
 from dpeq.reporting.audit import refutation
+from dpeq.reporting.audit_view import audit_view
 from dpeq.reporting.privacy_view import best_guess, privacy_view
 from dpeq.reporting.record_view import record_view
 from dpeq.reporting.utility_view import utility_view
@@ -15,6 +16,7 @@ __all__ = ["sections", "view"]
 _TITLES = {
     "guarantee": "The guarantee",
     "risk": "What an attacker can gain",
+    "audits": "Attacks that were carried out",
     "limits": "What it rests on and does not cover",
     "performance": "How well the model works",
     "subgroups": "Groups of patients",
@@ -40,6 +42,7 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
         "best_guess": None if refutation(report) else best_guess(report),
         "attention": sum(entry["kind"] == "attention" for entry in report["assumptions"]),
         **privacy_view(report),
+        **audit_view(report),
         **utility_view(report),
         **record_view(report),
     }
@@ -47,9 +50,14 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
 
 def sections(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Sections by id in the order of the page: {"number", "title"}; what a report has nothing about is left out."""
-    absent = {"subgroups": not report["utility"].get("subgroups"), "images": not report["images"]}
+    absent = {
+        "audits": not report["audits"],
+        "subgroups": not report["utility"].get("subgroups"),
+        "images": not report["images"],
+    }
     shown = [name for name in _TITLES if not absent.get(name)]
-    return {name: {"number": number, "title": _TITLES[name]} for number, name in enumerate(shown, 1)}
+    titles = _TITLES | ({"audits": "An attack that was carried out"} if len(report["audits"]) == 1 else {})
+    return {name: {"number": number, "title": titles[name]} for number, name in enumerate(shown, 1)}
 
 
 def _summary(report: dict[str, Any]) -> str:

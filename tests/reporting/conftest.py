@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from finished_runs import cell_config, lay_down
+from made_audits import step_audit, training_audit
 
 from dpeq.evaluation.metrics import evaluate_predictions
 from dpeq.privacy import accounting
@@ -203,13 +204,24 @@ def open_report(open_run: Path) -> dict[str, Any]:
     return build_report(open_run)
 
 
+def audits_of(plan: PrivacyPlan) -> list[dict[str, Any]]:
+    """One of each kind that the page tells apart, as a report lists them."""
+    written = {
+        "one-run": training_audit(plan, 0.8 * (plan.mu or 0.0)),
+        "black-box": training_audit(plan, 0.1, kind="input canaries"),
+        "shadow": training_audit(plan, 0.5, judged=600, kind="shadow models", trainings=9, looks_at_units=True),
+        "step": step_audit(plan),
+    }
+    return [{"name": name, **json.loads(text)} for name, text in sorted(written.items())]
+
+
 def _score(value: float, spread: float = 0.04) -> dict[str, float]:
     return {"value": value, "low": value - spread, "high": min(value + spread, 1.0)}
 
 
 @pytest.fixture(scope="session")
 def full_report(report: dict[str, Any]) -> dict[str, Any]:
-    """:func:`report` with everything that a page can show: groups of patients, an audit, images, energy."""
+    """:func:`report` with everything that a page can show: groups of patients, audits, images, energy."""
     groups = [
         {"value": "female", "n": 300, "patients": 280, "auc": _score(0.93), "accuracy": _score(0.88)},
         {"value": "male", "n": 290, "patients": 270, "auc": None, "accuracy": _score(0.85, 0.0)},
@@ -223,11 +235,10 @@ def full_report(report: dict[str, Any]) -> dict[str, Any]:
     ]
     png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
     image = {"png": png, "truth": "pneumonia", "answer": "normal", "probability": 0.91, "correct": False}
-    audit = {"method": "one-run canaries", "epsilon_lower": 1.213, "confidence": 0.95, "delta": 1e-4}
     full = report | {
         "utility": report["utility"] | {"subgroups": subgroups},
         "group_risk": report["risk"] | {"group": 4, "epsilon": "inf"},
-        "audit": audit | {"details": {"canaries": 1000}},
+        "audits": audits_of(PrivacyPlan.from_dict(report["plan"])),
         "images": {"consent": "whoever built the report says that they may be shown.", "items": [image] * 3},
         "resources": report["resources"] | {"energy": {"kwh": 0.0123, "basis": "a rule of thumb; not measured"}},
     }

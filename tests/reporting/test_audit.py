@@ -5,54 +5,90 @@ import json
 import re
 
 import pytest
+from made_audits import changed, put_audit, step_audit, training_audit
 
 from dpeq.errors import ConfigError, DataError
 from dpeq.export.statement import privacy_statement
 from dpeq.privacy.accounting import upper_bound
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.risk import assess, assess_epsilon
-from dpeq.reporting.audit import contradiction, read_audit
+from dpeq.reporting.audit import contradiction, odd_detail, read_audit, read_audits, refuted
+from dpeq.reporting.audit_view import audit_view
 from dpeq.reporting.check import Disagreement, check_contents
 from dpeq.reporting.html import render_html
 from dpeq.reporting.model import build_report
-from dpeq.reporting.privacy_view import _audit_rows
+from dpeq.reporting.numbers import percent_up
 from dpeq.reporting.risks import group_risk, risk_from_dict
 from dpeq.reporting.rundir import ledger_facts
-
-AUDIT = {"method": "one run", "epsilon_lower": 2.5, "confidence": 0.95, "delta": 1e-4, "details": {"canaries": 1000}}
 
 
 def titles(report):
     return [entry["title"] for entry in report["assumptions"] if entry["kind"] == "attention"]
 
 
-def test_an_audit_beside_the_run_is_in_its_report(make_run):
+@pytest.fixture(scope="module")
+def plan(private_run):
+    return PrivacyPlan.read(private_run / "plan.json")
+
+
+@pytest.fixture(scope="module")
+def audit(plan):
+    return json.loads(step_audit(plan))
+
+
+def test_all_audits_of_a_run_are_in_its_report_by_name(make_run, plan):
     run = make_run()
-    (run / "audit.json").write_text(json.dumps(AUDIT))
+    for name, text in (("step-2", step_audit(plan)), ("one-run", training_audit(plan, 1.5))):
+        put_audit(run, name, text)
+    (run / "audits" / "begun").mkdir()
+    (run / "audits" / "begun" / "begun.json").write_text("{}")
+    (run / "audits" / "notes.txt").touch()
     report = build_report(run)
-    assert report["audit"] == AUDIT
+    assert report["audits"] == [
+        {"name": "one-run", **json.loads(training_audit(plan, 1.5))},
+        {"name": "step-2", **json.loads(step_audit(plan))},
+    ]
     assert titles(report) == []
+    assert build_report(make_run())["audits"] == []
 
 
-def test_an_audit_above_the_guarantee_is_the_first_thing_said(make_run):
+def test_folders_that_are_no_audits_names_and_files_of_older_versions_are_refused(make_run, plan):
+    run = make_run()
+    put_audit(run, "Step_1", step_audit(plan))
+    with pytest.raises(DataError, match="Step_1 is no name of an audit; rename it"):
+        read_audits(run)
+    (run / "audits" / "Step_1").rename(run / "audits" / "s")
+    assert len(read_audits(run)) == 1
+    (run / "audit.json").write_text("{}")
+    for read in (read_audits, build_report):
+        with pytest.raises(DataError, match=r"audit\.json is of an older version"):
+            read(run)
+
+
+def test_one_audit_of_several_above_the_guarantee_is_the_first_thing_said(make_run, plan):
     run = make_run(warnings=["2 files were skipped"])
-    (run / "audit.json").write_text(json.dumps(AUDIT | {"epsilon_lower": 9.0}))
+    put_audit(run, "a", training_audit(plan, 1.5))
+    put_audit(run, "b", step_audit(plan), epsilon_lower=9.0, method="A")
+    put_audit(run, "c", step_audit(plan), epsilon_lower=9.5, method="B")
     report = build_report(run)
     assert titles(report)[0] == "THE GUARANTEE IS FALSE"
     text = report["assumptions"][0]["text"]
     text = text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "at least 9.000 with confidence 95.0 %, where the guarantee allows 7.998 at delta 1 × 10⁻⁴" in text
+    assert (
+        "(A) finds that epsilon is at least 9.000 with confidence 95.0 %, where the guarantee allows 7.998 at" in text
+    )
+    assert "(B) finds that epsilon is at least 9.500" in text
+    assert "gradient canaries" not in text
     assert "Do not release this model" in text
 
 
-def test_an_audit_contradicts_a_guarantee_at_its_own_delta(private_run):
-    plan = PrivacyPlan.read(private_run / "plan.json")
+def test_an_audit_contradicts_a_guarantee_at_its_own_delta(plan, audit):
     small, large = (
         upper_bound(plan.sample_rate, plan.noise_multiplier, plan.steps, delta)[0] for delta in (1e-6, 1e-2)
     )
 
     def contradicts(lower, delta, steps=plan.steps, epsilon=plan.epsilon_spent):
-        return contradiction(AUDIT | {"epsilon_lower": lower, "delta": delta}, plan, steps, epsilon) is not None
+        return contradiction(audit | {"epsilon_lower": lower, "delta": delta}, plan, steps, epsilon) is not None
 
     assert small > plan.epsilon_spent > large
     assert contradicts(small + 0.01, 1e-6)
@@ -62,36 +98,81 @@ def test_an_audit_contradicts_a_guarantee_at_its_own_delta(private_run):
     assert contradicts(plan.epsilon_spent + 0.01, 1e-4)
     assert not contradicts(plan.epsilon_spent, 1e-4)
     assert contradicts(0.01, 1e-6, steps=0, epsilon=0.0)
-    assert contradiction(None, plan, plan.steps, plan.epsilon_spent) is None
+    assert refuted([], plan, plan.steps, plan.epsilon_spent) is None
+
+
+def test_a_step_that_reveals_more_than_a_step_may_refutes_the_training(plan, audit):
+    def found(lower):
+        of_step = audit["details"] | {"one_step_epsilon_lower": lower}
+        return contradiction(audit | {"details": of_step}, plan, plan.steps, plan.epsilon_spent)
+
+    most = audit["details"]["one_step_theoretical"]
+    assert found(most) is None
+    assert "the epsilon of a single step is at least" in found(most * 1.001)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "place"),
     [
-        {"epsilon_lower": -1.0},
-        {"epsilon_lower": float("inf")},
-        {"epsilon_lower": "2"},
-        {"confidence": 1.0},
-        {"delta": 0.0},
-        {"method": ""},
-        {"method": "x" * 241},
-        {"details": None},
-        {"details": {"verdict": "the guarantee is proven"}},
-        {"details": {"assumes": "x" * 241}},
-        {"details": {"theoretical": "8"}},
-        {"details": {"Verdict: proven": 1}},
-        {"details": {"canaries": [1, 2]}},
-        {"more": 1},
+        ({"epsilon_lower": -1.0}, "epsilon_lower"),
+        ({"epsilon_lower": float("inf")}, "cannot be read"),
+        ({"epsilon_lower": "2"}, "epsilon_lower"),
+        ({"epsilon_lower": True}, "epsilon_lower"),
+        ({"confidence": 1.0}, "confidence"),
+        ({"delta": 0.0}, "delta"),
+        ({"method": ""}, "method"),
+        ({"method": "x" * 241}, "method"),
+        ({"details": {"verdict": "the guarantee is proven"}}, "details/verdict"),
+        ({"details": {"assumes": "x" * 241}}, "details/assumes"),
+        ({"details": {"assumes": 1}}, "details/assumes"),
+        ({"details": {"theoretical": "8"}}, "details/theoretical"),
+        ({"details": {"Verdict: proven": 1}}, "details/Verdict: proven"),
+        ({"details": {"canaries": [1, 2]}}, "details/canaries"),
+        ({"details": {"trainings": -1}}, "details/trainings"),
+        ({"details": {"trainings": 1.5}}, "details/trainings"),
+        ({"details": {"looks_at_units": 1}}, "details/looks_at_units"),
+        ({"details": {"contradicts": None}}, "details/contradicts"),
+        ({"more": 1}, "keys"),
+        ({"attack": {"of": "a step"}}, "attack/of"),
+        ({"attack": {"members": 0}}, "attack/members"),
+        ({"attack": {"others": 2.0}}, "attack/others"),
+        ({"attack": {"confidence": 0.4}}, "attack/confidence"),
+        ({"attack": {"auc": 1.1}}, "attack/auc"),
+        ({"attack": {"hit_rates": []}}, "attack/hit_rates"),
+        ({"attack": {"hit_rates": [{"rate": 0.1}]}}, "attack/hit_rates"),
+        ({"attack": {"roc": [[0, 0], [0.5, 1], [0.4, 1], [1, 1]]}}, "attack/roc"),
+        ({"attack": {"roc": [[0, 0], [0.5, 0.5], [0.6, 0.4], [1, 1]]}}, "attack/roc"),
+        ({"attack": {"roc": [[0, 0.1], [1, 1]]}}, "attack/roc"),
+        ({"attack": {"roc": [[0, 0], [0.5, 0.9]]}}, "attack/roc"),
+        ({"attack": {"roc": [[0, 0]] * 200 + [[1, 1]]}}, "attack/roc"),
+        ({"attack": {"limit": [[0, 0], [1, 1, 1]]}}, "attack/limit"),
+        ({"attack": {"limit": []}}, "attack/limit"),
+        ({"attack": {"verdict": 1}}, "in attack what"),
     ],
 )
-def test_an_audit_that_is_none_is_refused(tmp_path, change):
+def test_an_audit_that_is_none_is_refused(tmp_path, audit, change, place):
     assert read_audit(tmp_path) is None
-    (tmp_path / "audit.json").write_text(json.dumps(AUDIT | change))
-    with pytest.raises(DataError, match=r"audit\.json"):
+    (tmp_path / "audit.json").write_text(json.dumps(changed(audit)))
+    assert read_audit(tmp_path) == audit
+    (tmp_path / "audit.json").write_text(json.dumps(changed(audit, **change)))
+    with pytest.raises(DataError, match=rf"audit\.json .*{place}.*; audit again"):
         read_audit(tmp_path)
     (tmp_path / "audit.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         read_audit(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("contradicts", 1), ("allowed", 1.5), ("low", -0.1), ("rate", 0.5)])
+def test_a_hit_rate_that_is_none_is_refused(tmp_path, audit, key, value):
+    rows = [audit["attack"]["hit_rates"][0] | {key: value}, audit["attack"]["hit_rates"][1]]
+    (tmp_path / "audit.json").write_text(json.dumps(changed(audit, attack={"hit_rates": rows})))
+    with pytest.raises(DataError, match="attack/hit_rates"):
+        read_audit(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["theoretical", "share", "contradicts", "assumes"])
+def test_a_bound_says_what_it_is_held_against(audit, missing):
+    assert odd_detail({key: value for key, value in audit["details"].items() if key != missing}) == missing
 
 
 def test_a_risk_comes_back_from_a_report_bit_for_bit(private_run):
@@ -129,21 +210,18 @@ def test_the_report_of_images_states_the_patients_risk_and_says_where(image_run)
     assert "What holds for 3 images of one patient is stated" in texts[1]
 
 
-def test_details_are_numbers_and_two_known_words(tmp_path):
+def test_details_are_numbers_and_two_known_words(tmp_path, audit):
     details = {
-        "theoretical": "inf",
-        "assumes": "That all steps are alike.",
-        "mu_lower": None,
-        "contradicts": True,
-        "n": 2,
+        **{"theoretical": "inf", "share": None, "contradicts": True, "assumes": "That all steps are alike."},
+        **{"mu_lower": None, "n": 2},
     }
-    (tmp_path / "audit.json").write_text(json.dumps(AUDIT | {"details": details}))
+    (tmp_path / "audit.json").write_text(json.dumps(audit | {"details": details}))
     assert read_audit(tmp_path)["details"] == details
 
 
-def test_a_report_that_an_audit_refutes_says_so_wherever_it_speaks_of_its_guarantee(make_run):
+def test_a_report_that_an_audit_refutes_says_so_wherever_it_speaks_of_its_guarantee(make_run, plan):
     run = make_run()
-    (run / "audit.json").write_text(json.dumps(AUDIT | {"epsilon_lower": 9.0009, "confidence": 0.99996}))
+    folder = put_audit(run, "step", step_audit(plan), epsilon_lower=9.0009, confidence=0.99996)
     report = build_report(run)
     guarantee = report["guarantee"]
     assert guarantee["statement"].startswith("THE GUARANTEE IS FALSE: ")
@@ -166,34 +244,78 @@ def test_a_report_that_an_audit_refutes_says_so_wherever_it_speaks_of_its_guaran
     for told in ("8.00", "10⁻⁴", "1 in 10,000", "at most", "≤"):
         assert told not in cards
     assert cards.count("refuted by an audit") == 2
-    with pytest.raises(Disagreement, match="THE GUARANTEE IS FALSE"):
+    with pytest.raises(Disagreement, match="audits/step/details/share"):  # the figure was put in
         check_contents(report)
-    (run / "audit.json").write_text(json.dumps(AUDIT))
+    (folder / "audit.json").write_text(step_audit(plan))
     held = build_report(run)
     assert "REFUTED" not in render_html(held) + json.dumps(held)
 
 
-def test_bounds_of_an_audit_are_rounded_to_the_safe_side(report):
-    details = {"mu_lower": 1.23456, "misses_high": 0.01234, "noise_multiplier_at_most": 1.23451, "theoretical": 7.99761}
-    audit = AUDIT | {"epsilon_lower": 1.2399, "confidence": 0.99996, "details": details}
-    rows = {name: value.replace("\N{NO-BREAK SPACE}", " ") for name, value in _audit_rows(report | {"audit": audit})}
-    assert rows["ε is at least"].startswith("1.23 at")
-    assert rows["Confidence"] == "99.9 %"
-    assert [rows[key] for key in ("mu lower", "misses high", "noise multiplier at most", "theoretical")] == [
-        *("1.234", "0.013", "1.235", "7.998")
-    ]
-    forged = json.loads(json.dumps(report | {"audit": audit | {"details": {"verdict": "proven"}}}))
-    with pytest.raises(Disagreement, match="audit/details/verdict"):
-        check_contents(forged)
+def test_an_audit_that_truly_refutes_its_run_is_found_by_the_check(make_run, plan):
+    run = make_run()
+    put_audit(run, "step", step_audit(plan, louder=2.0))
+    report = build_report(run)
+    assert titles(report)[0] == "THE GUARANTEE IS FALSE"
+    assert report["audits"][0]["details"]["contradicts"]
+    with pytest.raises(Disagreement, match="THE GUARANTEE IS FALSE"):
+        check_contents(report)
 
 
-def test_exported_files_say_that_their_guarantee_is_refuted(private_run):
-    plan = PrivacyPlan.read(private_run / "plan.json")
+def test_hits_above_their_limit_need_attention_and_refute_nothing(make_run, plan):
+    run, audit = make_run(), json.loads(training_audit(plan, 1.5))
+    first = audit["attack"]["hit_rates"][0]
+    first |= {"hits": 0.3, "low": 0.2579, "high": 0.3451, "allowed": 0.2341, "contradicts": True}
+    put_audit(run, "one-run", json.dumps(audit))
+    report = build_report(run)
+    assert titles(report) == ["An attack hit more often than the plan allows"]
+    text = report["assumptions"][0]["text"].replace("\N{NO-BREAK SPACE}", " ")
+    alarms = percent_up(first["false_alarms_high"], 2).replace("\N{NO-BREAK SPACE}", " ")
+    told = f"25.7 % at least at {alarms} false alarms (one-run), where 23.5 % are allowed the training. 2 hit rates"
+    assert told in text
+    assert "REFUTED" not in json.dumps(report)
+
+
+def test_figures_from_the_units_themselves_are_said_not_to_be_covered(make_run, plan):
+    def told(*audits):
+        run = make_run()
+        for name, text in audits:
+            put_audit(run, name, text)
+        return {entry["title"]: entry for entry in build_report(run)["assumptions"]}
+
+    shadow = training_audit(plan, 0.5, judged=600, kind="shadow models", trainings=9, looks_at_units=True)
+    title = "Figures of an attack on the training data themselves"
+    entry = told(("shadow", shadow), ("one-run", training_audit(plan, 1.5)))
+    assert (entry[title]["kind"], entry["Trainings for audits"]["kind"]) == ("not_covered", "not_covered")
+    assert "The attack shadow was judged on the training patients" in entry[title]["text"]
+    assert "Its audits took 10 trainings on the same data" in entry["Trainings for audits"]["text"]
+    for text in (step_audit(plan), training_audit(plan, 1.5)):
+        assert title not in told(("one", text))
+    assert "Trainings for audits" not in told(("one", step_audit(plan)))
+
+
+def test_bounds_of_an_audit_are_rounded_to_the_safe_side(report, plan):
+    details = {"misses_high": 0.01234, "noise_multiplier_at_most": 1.23451, "one_step_theoretical": 2.58101}
+    details |= {"epsilon_lower_assuming_nothing": 0.5119, "one_step_epsilon_lower": 2.1999}
+    audit = changed(json.loads(step_audit(plan)), epsilon_lower=1.2399, confidence=0.99996, details=details)
+    shown = audit_view(report | {"audits": [{"name": "step", **audit}]})
+    assert shown["audit_confidence"] == "99.9\N{NO-BREAK SPACE}%"
+    assert shown["audit_summary"] == []
+    rows = {what: (found, allowed) for what, found, allowed in shown["audits"][0]["rows"]}
+    assert rows["ε of the training, at δ = 1\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10⁻⁴"] == (
+        *("at least 1.23", "at most 8.00"),
+    )
+    assert rows["ε of one step"] == ("at least 2.19", "at most 2.59")
+    rest = dict(shown["audits"][0]["rest"])
+    keys = ("misses high", "noise multiplier at most", "epsilon lower assuming nothing")
+    assert [rest[key] for key in keys] == ["0.013", "1.235", "0.511"]
+
+
+def test_exported_files_say_that_their_guarantee_is_refuted(private_run, plan, audit):
     ledger = ledger_facts(private_run / "ledger.jsonl", plan)
-    said = privacy_statement(plan, ledger, AUDIT | {"epsilon_lower": 9.0})
+    said = privacy_statement(plan, ledger, [audit, audit | {"epsilon_lower": 9.0}])
     assert said["label"] == "GUARANTEE REFUTED"
     assert said["statement"].startswith("THE GUARANTEE IS FALSE")
-    for audit in (None, AUDIT):
-        said = privacy_statement(plan, ledger, audit)
+    for audits in ([], [audit]):
+        said = privacy_statement(plan, ledger, audits)
         assert said["label"] == "DIFFERENTIALLY PRIVATE"
         assert said["statement"].startswith("Training satisfies")

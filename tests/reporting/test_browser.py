@@ -147,7 +147,7 @@ def test_nothing_sticks_out_at_the_width_of_a_phone_or_a_desk(screens):
 
 def test_every_picture_is_drawn_and_has_a_text_alternative(screens):
     found, _, _ = screens
-    for frame, pictures in zip(found, (14, 14, 2, 2), strict=True):
+    for frame, pictures in zip(found, (18, 18, 2, 2), strict=True):
         assert frame["pictures"] == frame["drawn"] == pictures
         assert frame["unnamed"] == []
 

@@ -70,6 +70,9 @@ def test_answers_carry_the_runs_own_figures(answers):
     assert "NOT covered" not in said["Releases that are covered"]
 
 
+AUDIT = {"method": "m", "epsilon_lower": 1.5, "confidence": 0.95, "delta": 1e-4, "details": {}}
+
+
 @pytest.mark.parametrize(
     ("change", "item", "part"),
     [
@@ -81,9 +84,14 @@ def test_answers_carry_the_runs_own_figures(answers):
         (lambda r: r.update(companion=None), "Utility", "no run without privacy stands beside"),
         (lambda r: r["guarantee"].update(epsilon=12.0), "Epsilon", "tier 3"),
         (
-            lambda r: r.update(audit={"method": "m", "epsilon_lower": 1.5, "confidence": 0.95, "delta": 1e-4}),
+            lambda r: r.update(audits=[AUDIT]),
             "Algorithms and their correctness",
-            "at least 1.500 with confidence 95.0",
+            "; an audit found epsilon to be at least 1.500 with confidence 95.0",
+        ),
+        (
+            lambda r: r.update(audits=[AUDIT | {"epsilon_lower": 1.0}, AUDIT, AUDIT | {"epsilon_lower": 0.0}]),
+            "Algorithms and their correctness",
+            "; the strongest of 3 audits found epsilon to be at least 1.500 with confidence 95.0",
         ),
     ],
 )

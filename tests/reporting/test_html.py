@@ -11,14 +11,16 @@ import matplotlib
 import numpy as np
 import pytest
 from jinja2 import UndefinedError
+from made_audits import training_audit
 from markupsafe import Markup
 
 from dpeq.evaluation.metrics import evaluate_predictions
+from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting import privacy_plots, utility_plots, utility_view
 from dpeq.reporting.figure import BLUE, GREY, INK, VERMILLION
 from dpeq.reporting.html import page as render_page
 from dpeq.reporting.html import render_html, write_report
-from dpeq.reporting.numbers import percent_up, round_down, round_up
+from dpeq.reporting.numbers import percent, percent_up, round_down, round_up
 from dpeq.reporting.view import sections
 from dpeq.resources import asset
 
@@ -97,8 +99,8 @@ def test_headings_are_in_order_and_language_is_set(page):
 
 def test_every_figure_has_a_name_and_a_description(text):
     figures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(figures) == 11
-    assert len(set(re.findall(r'<title id="([^"]*)', text))) == 11
+    assert len(figures) == 15
+    assert len(set(re.findall(r'<title id="([^"]*)', text))) == 15
     for figure in figures:
         root = ElementTree.fromstring(figure)
         assert root.get("role") == "img"
@@ -195,7 +197,7 @@ def test_files_are_written_whole_and_twice_the_same(report, plain, tmp_path):
 
 def test_every_section_is_numbered_listed_and_linked(text, page, full_report):
     listed = sections(full_report)
-    assert [entry["number"] for entry in listed.values()] == [*range(1, 16)]
+    assert [entry["number"] for entry in listed.values()] == [*range(1, 17)]
     headings = re.findall(r'<h2 id="([a-z]+)"><span class="no">(\d+)</span>([^<]+)</h2>', text)
     assert headings == [(name, str(entry["number"]), entry["title"]) for name, entry in listed.items()]
     places = {row["where"][1:] for rows in full_report["checklist"].values() for row in rows}
@@ -302,17 +304,59 @@ def test_figures_say_what_they_show():
 
 
 def test_a_patients_images_have_limits_of_their_own(full_report, text):
-    place = text[text.index("All images of one patient") : text.index('id="audit"')]
+    place = text[text.index("All images of one patient") : text.index('id="audits"')]
     assert "up to 4 images" in place
     assert ">∞</td>" in place  # the group's epsilon in this report; one image's stands before it
     assert place.index(f">{round_up(full_report['risk']['epsilon'])}</td>") < place.index(">∞</td>")
 
 
-def test_the_audit_is_rounded_down_beside_what_the_guarantee_allows(text):
-    place = text[text.index('id="audit"') : text.index('id="limits"')]
+def test_every_attack_has_its_table_beside_what_the_plan_allows_and_its_picture(full_report, text):
+    place = text[text.index('id="audits"') : text.index('id="limits"')]
+    headings = re.findall(r'<h3 id="(audit-\d)">(.*?) <code>(.*?)</code></h3>', place)
+    assert headings == [
+        ("audit-1", "A training with made-up images", "black-box"),
+        ("audit-2", "A training with made-up gradients", "one-run"),
+        ("audit-3", "Who was in the training set? Shadow models", "shadow"),
+        ("audit-4", "One private step, over and over", "step"),
+    ]
     nbsp = "\N{NO-BREAK SPACE}"
-    assert f"<td>1.21 at δ = 1{nbsp}×{nbsp}10⁻⁴</td>" in place
-    assert f"<td>8.00 at δ = 1{nbsp}×{nbsp}10⁻⁴</td>" in place
+    assert place.index("All attacks") < place.index('id="audit-1"')
+    parts = re.split(r'<h3 id="audit-\d">', place)[1:]
+    for part, audit in zip(parts, full_report["audits"], strict=True):
+        assert f">at least {round_down(audit['epsilon_lower'])}</td>" in part
+        assert ">at most 8.00</td>" in part
+        for row in audit["attack"]["hit_rates"]:
+            assert f">{percent(row['hits'])} <span" in part
+            assert f">at most {percent_up(row['allowed'])} <span" in part
+        assert "<title" in part
+        assert f"{audit['attack']['auc']:.3f}; pure chance has 0.500" in part
+        assert part.count("<details>") == 1
+        assert "mu lower" in part[part.index("<details>") :]
+        of_step = audit["attack"]["of"] == "step"
+        assert ("limits are those of this single step" in part) is of_step
+        assert ("the plan allows a single step" in " ".join(part.split())) is of_step
+        assert ("not cover them" in part) is (audit["name"] == "shadow")
+    assert "It took one further training on the same data" in parts[0]
+    assert "It took 9 further trainings on the same data" in parts[2]
+    assert "further training" not in parts[3]
+    assert f"Hits at 0.1{nbsp}% false alarms" in parts[3]
+
+
+def test_one_attack_needs_no_table_of_all_and_none_no_section(full_report, report):
+    one = render_html(full_report | {"audits": full_report["audits"][:1]})
+    assert "An attack that was carried out" in one
+    assert "All attacks" not in one
+    assert "carried out" not in render_html(report)
+
+
+def test_an_attack_on_a_run_without_privacy_has_no_limit_beside_it(open_report, open_run):
+    plan = PrivacyPlan.read(open_run / "plan.json")
+    audited = {"name": "one-run", **json.loads(training_audit(plan, 1.5))}
+    page = render_html(open_report | {"audits": [audited]})
+    place = page[page.index('id="audits"') : page.index('id="limits"')]
+    assert place.count(">no limit</td>") == 3
+    assert "limit" not in re.findall(r"<desc.*?</desc>", place)[0]
+    assert "Dashed" not in place
 
 
 def test_points_of_curves_are_what_a_threshold_reaches():

@@ -1,0 +1,233 @@
+"""Audits in a report, computed anew: whatever in them follows from the plan or from their own counts must do so."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from made_audits import put_audit, step_audit, training_audit
+
+from dpeq.privacy.audit.counts import rate_high, rate_low
+from dpeq.privacy.audit.membership import attack_quality
+from dpeq.privacy.plan import PrivacyPlan
+from dpeq.reporting.check import check_report
+from dpeq.reporting.check_audit import check_audits
+from dpeq.reporting.check_privacy import Disagreement
+from dpeq.reporting.model import build_report
+
+AUDITS = ("one-run", "shadow", "step", "step-coins")
+
+
+@pytest.fixture(scope="module")
+def plan(private_run):
+    return PrivacyPlan.read(private_run / "plan.json")
+
+
+@pytest.fixture(scope="module")
+def audits(plan):
+    written = {
+        "one-run": training_audit(plan, 1.5),
+        "shadow": training_audit(plan, 0.5, judged=60, kind="shadow models", trainings=9, looks_at_units=True),
+        "step": step_audit(plan),
+        "step-coins": step_audit(plan, certain=False),
+    }
+    return [{"name": name, **json.loads(text)} for name, text in sorted(written.items())]
+
+
+def at(audits, name):
+    return audits[AUDITS.index(name)]
+
+
+def test_true_audits_pass_alone_in_a_report_and_beside_their_run(audits, plan, make_run, tmp_path):
+    assert [audit["name"] for audit in audits] == list(AUDITS)
+    assert len(at(audits, "one-run")["attack"]["roc"]) == 200  # thinned
+    assert len(at(audits, "shadow")["attack"]["roc"]) < 60  # drawn whole
+    assert check_audits({"audits": audits}, plan) == [
+        "Limits, intervals and areas of its audits follow from the plan and from their counts, computed anew."
+    ]
+    assert check_audits({"audits": []}, plan) == []
+    run = make_run()
+    for audit in audits:
+        put_audit(run, audit["name"], json.dumps({key: value for key, value in audit.items() if key != "name"}))
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(build_report(run)))
+    for folder in (None, run):
+        assert any("of its audits follow" in line for line in check_report(path, run_dir=folder))
+
+
+def test_audits_of_any_chance_pass(plan):
+    """Curves with many equal scores, few members, and none at a rate."""
+    random = np.random.default_rng(1)
+    made = json.loads(training_audit(plan, 1.5))
+    for judged, levels in ((12, 3), (50, 4), (300, 20), (5000, 100000)):
+        scores, members = random.integers(0, levels, judged).astype(float), np.arange(judged) % 3 == 0
+        attack = attack_quality(scores + members, members).to_dict()
+        of_plan = json.loads(json.dumps(attack)) | {"of": "training", "limit": None}
+        details = {key: value for key, value in made["details"].items() if key != "correct"}
+        details |= {"theoretical": "inf", "share": None, "contradicts": False, "noise_multiplier": 0.0}
+        audit = made | {"name": "x", "details": details, "attack": of_plan}
+        open_plan = replace(plan, epsilon_target=float("inf"), noise_multiplier=0.0, accountant="none", epsilon={})
+        told = check_audits({"audits": [audit]}, replace(open_plan, mu=None))
+        assert told[1] == "Not verified: the bound of the audit x, which does not follow from counts."
+
+
+def put(*place, value):
+    """Replaces an entry of an audit: ``place`` begins with the audit's name; a callable changes what is there."""
+
+    def change(audits):
+        entry = at(audits, place[0])
+        for key in place[1:-1]:
+            entry = entry[key]
+        entry[place[-1]] = value(entry[place[-1]]) if callable(value) else value
+
+    return change
+
+
+def carefully_lower(audits):
+    """A kinder hit rate with an interval that fits: only the curve knows better."""
+    attack = at(audits, "step")["attack"]
+    row, n = attack["hit_rates"][1], attack["members"]
+    hits = round(row["hits"] * n) - 20
+    row |= {"hits": hits / n, "low": float(rate_low(hits, n, 0.975)), "high": float(rate_high(hits, n, 0.975))}
+
+
+def carefully_higher(audits):
+    attack = at(audits, "step")["attack"]
+    row, n = attack["hit_rates"][1], attack["members"]
+    hits = round(row["hits"] * n) + 150  # the curve is thinned, and knows no fewer
+    row |= {"hits": hits / n, "low": float(rate_low(hits, n, 0.975)), "high": float(rate_high(hits, n, 0.975))}
+
+
+def a_contradiction_hidden(audits):
+    row = at(audits, "one-run")["attack"]["hit_rates"][0]
+    row["allowed"] = row["low"] * 0.9
+
+
+def a_weaker_bound_carefully(audits):
+    """With its share: the counts know better."""
+    audit = at(audits, "one-run")
+    audit["epsilon_lower"] *= 0.9
+    audit["details"]["share"] *= 0.9
+
+
+def a_weaker_strength_carefully(audits):
+    audit = at(audits, "step")
+    audit["details"]["strength"] *= 0.9
+    audit["details"]["noise_multiplier_at_most"] /= 0.9
+
+
+def a_point_that_is_no_share(audits):
+    roc = at(audits, "one-run")["attack"]["roc"]
+    i = next(i for i, (a, b) in enumerate(pairwise(roc)) if b[1] > a[1] and a[1] > 0 and a[0] > 0)
+    roc[i][1] += (roc[i + 1][1] - roc[i][1]) / 2.5
+
+
+def renamed(audits):
+    audits[0]["name"], audits[1]["name"] = "shadow", "one-run"
+
+
+def twice(audits):
+    audits[1]["name"] = audits[0]["name"]
+
+
+FORGERIES = [
+    (renamed, "order of their names"),
+    (twice, "order of their names, each once"),
+    (put("step", "details", "verdict", value="proven"), "step/details/verdict says what no audit does"),
+    (put("step", "attack", "roc", value=[[0, 0], [0.5, 1]]), "step/attack/roc says what no attack does"),
+    (put("step", "delta", value=1e-5), "step/delta"),
+    (put("step", "details", "theoretical", value=9.0), "details/theoretical is 9.0"),
+    (put("step", "details", "theoretical", value=None), "details/theoretical is None"),
+    (put("step", "details", "theoretical", value="inf"), "details/theoretical is inf"),
+    (put("step", "details", "share", value=lambda x: x * 0.99), "details/share"),
+    (put("step", "details", "share", value=None), "details/share is None"),
+    (put("step", "details", "contradicts", value=True), "details/contradicts is True"),
+    (put("step", "details", "noise_multiplier", value=2.0), "details/noise_multiplier is 2.0"),
+    (put("one-run", "details", "steps", value=100), "details/steps is 100"),
+    (put("step", "attack", "of", value="training"), "attack/of is training"),
+    (put("one-run", "attack", "of", value="step"), "attack/of is step"),
+    (a_weaker_bound_carefully, "one-run/epsilon_lower"),
+    (put("one-run", "confidence", value=0.9), "one-run/details/epsilon_lower_assuming_nothing"),
+    (put("one-run", "details", "strength", value=lambda x: x * 0.9), "one-run/details/strength"),
+    (put("one-run", "details", "correct", value=lambda x: x - 10), "one-run/details/epsilon_lower_assuming_nothing"),
+    (put("one-run", "details", "correct", value=10000), "one-run/details/correct is 10000 of"),
+    (put("one-run", "details", "candidates", value=2), "one-run/details/epsilon_lower_assuming_nothing"),
+    (lambda audits: at(audits, "one-run")["details"].pop("strength"), "one-run/details/strength is missing"),
+    (put("one-run", "details", "canaries", value=999), "one-run/details/canaries is 999"),
+    (put("one-run", "details", "epsilon_lower_assuming_nothing", value=lambda x: x + 0.1), "assuming_nothing"),
+    (put("one-run", "details", "mu_lower", value=1.0), "one-run/details/mu_lower is 1.0"),
+    (a_weaker_strength_carefully, "step/details/strength"),
+    (put("step", "confidence", value=0.9), "step/details/false_alarms_high"),
+    (put("step", "details", "misses", value=lambda x: x + 50), "step/details/misses_high"),
+    (put("step", "details", "misses", value=100000), "step/details/misses is 100000"),
+    (put("step", "details", "runs_with", value=1999), "step/details/runs_with is 1999"),
+    (put("step", "details", "misses_high", value=0.9), "step/details/misses_high"),
+    (put("step", "details", "false_alarms_high", value=0.9), "step/details/false_alarms_high"),
+    (put("step", "details", "noise_multiplier_at_most", value=9.0), "step/details/noise_multiplier_at_most"),
+    (put("step", "details", "in_every_step", value=False), "step/details/strength"),
+    (put("step-coins", "details", "in_every_step", value=True), "step-coins/details/one_step_theoretical"),
+    (put("step", "details", "one_step_epsilon_lower", value=1.0), "step/details/one_step_epsilon_lower"),
+    (put("step", "details", "one_step_theoretical", value=3.0), "step/details/one_step_theoretical"),
+    (put("step", "details", "one_step_contradicts", value=True), "step/details/one_step_contradicts"),
+    (put("step", "epsilon_lower", value=0.0), "step/details/share"),
+    (lambda audits: at(audits, "step")["details"].pop("misses"), "step/details/misses is missing"),
+    (put("step", "attack", "auc", value=lambda x: x - 0.02), "step/attack/auc"),
+    (put("step", "attack", "auc", value=lambda x: x + 0.02), "step/attack/auc"),
+    (put("shadow", "attack", "auc", value=lambda x: x - 1e-6), "shadow/attack/auc"),
+    (a_point_that_is_no_share, "no shares of those it judged"),
+    (put("shadow", "attack", "members", value=lambda x: x - 1), "shadow/(details/canaries|attack)"),
+    (put("step", "attack", "hit_rates", 0, "hits", value=lambda x: x + 1e-4), "step/attack/hit_rates/0/hits"),
+    (put("step", "attack", "hit_rates", 0, "rate", value=0.0), "step/attack/hit_rates/0/rate"),
+    (carefully_lower, "step/attack/hit_rates/1/hits is .*, and not so on the curve"),
+    (carefully_higher, "step/attack/hit_rates/1/hits is .*, and not so on the curve"),
+    (put("step", "attack", "hit_rates", 0, "low", value=0.0), "step/attack/hit_rates/0/low"),
+    (put("step", "attack", "hit_rates", 0, "high", value=1.0), "step/attack/hit_rates/0/high"),
+    (put("step", "attack", "hit_rates", 1, "false_alarms_high", value=0.5), "hit_rates/1/false_alarms_high"),
+    (put("step", "attack", "hit_rates", 1, "allowed", value=lambda x: x * 1.01), "step/attack/hit_rates/1/allowed"),
+    (put("step", "attack", "hit_rates", 1, "allowed", value=None), "step/attack/hit_rates/1/allowed is None"),
+    (put("step", "attack", "hit_rates", 1, "contradicts", value=True), "hit_rates/1/contradicts is True"),
+    (a_contradiction_hidden, "one-run/attack/hit_rates/0/allowed"),
+    (put("step", "attack", "confidence", value=0.99), "step/attack/hit_rates/0/low"),
+    (put("step", "attack", "limit", 30, 1, value=lambda x: x * 1.005), "step/attack/limit/30/1"),
+    (put("one-run", "attack", "limit", value=None), "one-run/attack/limit is missing"),
+]
+
+
+@pytest.mark.parametrize(
+    ("forgery", "reason"), FORGERIES, ids=[f"{k}-{reason[:40]}" for k, (_, reason) in enumerate(FORGERIES)]
+)
+def test_a_forged_value_is_found(audits, plan, forgery, reason):
+    changed = copy.deepcopy(audits)
+    forgery(changed)
+    with pytest.raises(Disagreement, match=reason):
+        check_audits({"audits": changed}, plan)
+
+
+def test_a_limit_of_the_whole_training_is_none_of_a_step(audits, plan):
+    changed = copy.deepcopy(audits)
+    at(changed, "step")["attack"]["limit"] = at(changed, "one-run")["attack"]["limit"]
+    with pytest.raises(Disagreement, match="step/attack/limit/0/1"):
+        check_audits({"audits": changed}, plan)
+
+
+def test_a_plan_without_privacy_sets_no_limit(plan, open_run):
+    open_plan = PrivacyPlan.read(open_run / "plan.json")
+    audit = {"name": "one-run", **json.loads(training_audit(open_plan, 1.5))}
+    assert len(check_audits({"audits": [audit]}, open_plan)) == 1
+    for forgery, reason in (
+        (put("one-run", "epsilon_lower", value=lambda x: x / 2), "one-run/epsilon_lower"),
+        (put("one-run", "delta", value=lambda x: x * 10), "one-run/epsilon_lower"),
+        (put("one-run", "details", "correct", value=lambda x: x - 5), "one-run/epsilon_lower"),
+        (put("one-run", "attack", "limit", value=[[0, 0], [1, 1]]), "limit is one that no plan sets"),
+        (put("one-run", "attack", "hit_rates", 0, "allowed", value=0.5), "hit_rates/0/allowed"),
+        (put("one-run", "details", "theoretical", value=8.0), "details/theoretical"),
+        (put("one-run", "details", "share", value=0.5), "details/share"),
+    ):
+        changed = [copy.deepcopy(audit)]
+        forgery(changed)
+        with pytest.raises(Disagreement, match=reason):
+            check_audits({"audits": changed}, open_plan)
