@@ -244,9 +244,12 @@ def _states(cells: Sequence[Cell], folder: Path) -> tuple[dict[str, State], list
 def _price(asked: Asked, plans: Mapping[str, PrivacyPlan], states: Mapping[str, State], folder: Path) -> str:
     """Of what is in the folder the plan that was really spent; runs outside the grid, and refused cells', count too.
 
+    So does every training that an audit of a run there took.
+
     Raises :class:`~dpeq.errors.ConfigError` for a run of another unit, with which no total can be given.
     """
     from dpeq.privacy.composition import read_spent
+    from dpeq.reporting.audit import trainings_for_audits
     from dpeq.sweep.forecast import price_of
 
     lie = {path.parent.name: read_spent(path).plan for path in sorted(folder.glob("*/ledger.jsonl"))}
@@ -257,7 +260,8 @@ def _price(asked: Asked, plans: Mapping[str, PrivacyPlan], states: Mapping[str, 
                 "summed up; give the sweep another --out."
             )
     besides = [plan for name, plan in lie.items() if name not in states]
-    return price_of([lie.get(name, plans[name]) for name in states], besides, seeded=asked.seeded)
+    audits = [plan for name, plan in lie.items() for _ in range(trainings_for_audits(folder / name, plan))]
+    return price_of([lie.get(name, plans[name]) for name in states], besides, audits, seeded=asked.seeded)
 
 
 def _summarise(out: Console, cells: Sequence[Cell], folder: Path, reports: Path, *, show: bool) -> list[str]:

@@ -17,6 +17,8 @@ from dpeq.privacy.audit.f_dp import audit_f_dp
 from dpeq.privacy.audit.membership import attack_quality
 from dpeq.privacy.audit.one_run import audit_one_run
 from dpeq.privacy.audit.result import AuditResult
+from dpeq.privacy.composition import AUDIT_LEDGER
+from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.tradeoff import Profile
 
@@ -63,6 +65,14 @@ def put_audit(run: Path, name: str, text: str, **changes: Any) -> Path:
     (folder / "begun.json").write_text("{}")
     (folder / "audit.json").write_text(json.dumps(changed(json.loads(text), **changes)))
     return folder
+
+
+def put_ledger(folder: Path, plan: PrivacyPlan, steps: int) -> None:
+    """The ledger of a training for an audit, in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with Ledger.create(folder / AUDIT_LEDGER, plan) as ledger:
+        for step in range(1, steps + 1):
+            ledger.spend(step)
 
 
 def changed(audit: dict[str, Any], **changes: Any) -> dict[str, Any]:

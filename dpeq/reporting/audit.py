@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from dpeq.errors import DataError
 from dpeq.privacy.accounting import upper_bound
+from dpeq.privacy.composition import read_audit_ledgers
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.numbers import percent_down, round_down, round_up, scientific
 from dpeq.reporting.strict import read_strict
@@ -29,9 +31,11 @@ __all__ = [
     "read_audits",
     "refutation",
     "refuted",
+    "trainings_for_audits",
 ]
 
 FOLDER = "audits"
+"""Of a run: each audit in a folder of its own name."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _FOLDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
@@ -85,6 +89,24 @@ def read_audit(folder: Path) -> dict[str, Any] | None:
     if place := _odd(audit):
         raise DataError(f"{path} says in {place} what no audit does; audit again, or remove {folder}.")
     return audit
+
+
+def trainings_for_audits(run: Path, plan: PrivacyPlan) -> int:
+    """How many further trainings on the data of ``run`` its audits took or began, by their ledgers.
+
+    What a finished audit says that it took counts where ledgers are missing. Raises :class:`DataError` for a ledger
+    that is damaged or of another plan than the run's.
+    """
+    below: Counter[str] = Counter()
+    for spent in read_audit_ledgers(run):
+        if spent.plan.sha256 != plan.sha256:
+            raise DataError(
+                f"The ledger {spent.path} belongs to another plan than {run / 'plan.json'}; restore the plan it was "
+                "made with."
+            )
+        below[spent.path.relative_to(run / FOLDER).parts[0]] += 1
+    said = Counter({audit["name"]: audit["details"].get("trainings", 0) for audit in read_audits(run)})
+    return (below | said).total()  # of each name the larger number
 
 
 def is_name(name: Any) -> bool:

@@ -18,7 +18,7 @@ from dpeq.reporting.summary_words import price_sentence, privacy_sentences, scop
 
 __all__ = ["SCHEMA_VERSION", "build_summary", "compose_rows", "derived", "privacy_of"]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 PRICED = ("auc", "accuracy")
 
 
@@ -90,6 +90,8 @@ def privacy_of(rows: Sequence[Mapping[str, Any]], total: Total | None) -> dict[s
         "unfinished_private_runs": sum(row["state"] == "unfinished" for row in private),
         "open_runs": len(rows) - len(private),
         "seeded_runs": sum(row["seeded"] for row in private),
+        "audit_trainings": sum(row["audit_trainings"] for row in private),
+        "refuted_runs": [row["run"] for row in private if row["refuted"] is not None],
         "deltas": sorted({row["delta"] for row in private}),
         "epsilon": None if total is None else total.epsilon,
         "delta": None if total is None else total.delta,
@@ -104,12 +106,16 @@ def compose_rows(rows: Sequence[Mapping[str, Any]]) -> Total | None:
     """The composition of all private rows from the constants that they state, or None.
 
     Unfinished runs count with their whole plan: the steps they took are no constant that was fixed in advance, for
-    results may have decided when a run was stopped. A run that ends early releases no more than one that goes on.
+    results may have decided when a run was stopped. A run that ends early releases no more than one that goes on. Each
+    training for an audit counts as one more run of its plan.
     """
     private = [row for row in rows if row["private"]]
     if not private:
         return None
-    parts = [Part(row["sample_rate"], row["noise_multiplier"], row["steps_planned"]) for row in private]
+    parts = [
+        Part(row["sample_rate"], row["noise_multiplier"], row["steps_planned"] * (1 + row["audit_trainings"]))
+        for row in private
+    ]
     return compose(parts, min(row["delta"] for row in private))
 
 

@@ -91,6 +91,8 @@ def _check_rows(path: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[s
             )
         if row["report"] is not None and not _is_link(row["report"], name):
             raise _refusal(path, f"the run {name} links to {row['report']!r}, which is no report of it")
+        if row["refuted"] is not None and not row["private"]:
+            raise _refusal(path, f"the run {name} is not private, so that no audit can have refuted it")
         if row["private"] and not row["spent"] <= row["epsilon"] * (1 + _BELOW):
             raise _refusal(path, f"the run {name} spent epsilon {row['spent']:.4f}, more than its {row['epsilon']:g}")
         if row["private"] and row["steps"]:
@@ -136,7 +138,10 @@ def _check_folders(path: Path, summary: Mapping[str, Any], places: Sequence[Path
     }
     folders = [folder for folder in found.values() if folder is not None]
     if not any((folder / "run.json").is_file() for folder in folders):
-        return [f"{UNVERIFIED}the run folders are not at hand: data, scores and steps are as the summary states them."]
+        return [
+            f"{UNVERIFIED}the run folders are not at hand: data, scores, steps and audits are as the summary states "
+            "them."
+        ]
     again, data = read_rows(folders, below=path.parent)
     whole = len(again) == len(rows)
     for now in again:
@@ -156,7 +161,8 @@ def _check_folders(path: Path, summary: Mapping[str, Any], places: Sequence[Path
     missing = ", ".join(name for name, folder in found.items() if folder is None)
     return [
         f"{len(again)} of {len(rows)} runs are at hand and say the same; their ledgers are unbroken.",
-        f"{UNVERIFIED}{missing}: no folder of that name is at hand; scores and steps are as the summary states them.",
+        f"{UNVERIFIED}{missing}: no folder of that name is at hand; scores, steps and audits are as the summary states "
+        "them.",
     ]
 
 

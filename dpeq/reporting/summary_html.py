@@ -62,6 +62,7 @@ def render_summary(summary: Mapping[str, Any]) -> str:
         ],
         majority_row=[_majority(summary["majority"], score) for score in SCORES],
         run_rows=[_run_row(row) for row in rows],
+        refuted=[(row["run"], row["refuted"]) for row in rows if row["refuted"] is not None],
         network_rows=[
             [n["model"], n["name"], n["group"] or "none", show(n["parameters"])] for n in summary["networks"]
         ],
@@ -141,6 +142,8 @@ def _run_row(row: Mapping[str, Any]) -> Sequence[Any]:
     name = escape(row["run"])
     if row["report"] is not None:
         name = Markup('<a href="{}">{}</a>').format(row["report"], row["run"])
+    if row["refuted"] is not None:
+        name = Markup("{} <strong>REFUTED</strong>").format(name)
     finished = row["state"] == "finished"
     steps = (
         show(row["steps"]) if row["steps"] == row["steps_planned"] else f"{row['steps']:,} of {row['steps_planned']:,}"
@@ -148,7 +151,7 @@ def _run_row(row: Mapping[str, Any]) -> Sequence[Any]:
     return [
         name,
         _epsilon(row["epsilon"]),
-        "∞" if row["spent"] == "inf" else round_up(row["spent"], 3),
+        "refuted" if row["refuted"] is not None else "∞" if row["spent"] == "inf" else round_up(row["spent"], 3),
         steps,
         "seeded" if row["seeded"] else "system",
         *(f"{row['scores'][score]['value']:.3f}" if finished else "–" for score in PRICED),

@@ -13,6 +13,7 @@ from dpeq.models.labels import label_of
 from dpeq.privacy.composition import read_spent
 from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.reporting.audit import read_audits, refuted, trainings_for_audits
 from dpeq.reporting.guarantee import spent
 from dpeq.reporting.rundir import MAY_DIFFER, ledger_facts, read_plan, read_run
 from dpeq.training.evidence import check_checkpoints
@@ -111,6 +112,8 @@ def _read(path: Path, below: Path | None) -> _Run:
         "scores": None,
         "majority": None,
         "seconds": None,
+        "audit_trainings": trainings_for_audits(path, plan),
+        "refuted": refuted(read_audits(path), plan, plan.steps, plan.epsilon_spent),  # audits are of the whole plan
         "report": None if below is None else _report(path, plan.private, Path(below)),
     }
     if not finished:

@@ -53,17 +53,31 @@ def privacy_sentences(privacy: Mapping[str, Any]) -> list[str]:
     """What all runs together give away, and what that rests on."""
     unit, told = privacy["unit"], []
     n, m = privacy["private_runs"], privacy["open_runs"]
-    if n:
-        unfinished = privacy["unfinished_private_runs"]
-        whole = f" ({_count(unfinished, 'unfinished one')} counted with the whole plan)" if unfinished else ""
-        one = "one patient, with all images of that patient" if unit == "patient" else "one image"
+    if refuted := privacy["refuted_runs"]:
         told.append(
-            f"{_count(n, 'private run')}{whole}, taken together, satisfy (ε, δ)-differential privacy with ε = "
-            f"{round_up(privacy['epsilon'], 2)} and δ = {scientific(privacy['delta'])} for {one}."
-            if n > 1
-            else f"The one private run{whole} has spent ε = {round_up(privacy['epsilon'], 2)} at δ = "
-            f"{scientific(privacy['delta'])} for {one}."
+            f"THE GUARANTEE IS FALSE of {', '.join(refuted)}: an audit measured more than it allows. Do not release "
+            "what was trained so. Whatever is wrong may be wrong in the other runs too, and no figure below can be "
+            "relied on until the cause is found."
         )
+    if n:
+        unfinished, trainings = privacy["unfinished_private_runs"], privacy["audit_trainings"]
+        whole = f" ({_count(unfinished, 'unfinished one')} counted with the whole plan)" if unfinished else ""
+        whole += f" with {_count(trainings, 'training')} for audits" if trainings else ""
+        one = "one patient, with all images of that patient" if unit == "patient" else "one image"
+        spent = f"ε = {round_up(privacy['epsilon'], 2)}"
+        at = f"at δ = {scientific(privacy['delta'])} for {one}."
+        satisfy, has = ("were claimed to satisfy", "was claimed to have") if refuted else ("satisfy", "has")
+        told.append(
+            f"{_count(n, 'private run')}{whole}, taken together, {satisfy} (ε, δ)-differential privacy with {spent} "
+            f"{at}"
+            if n > 1
+            else f"The one private run{whole} {has} spent {spent} {at}"
+        )
+        if trainings:
+            told.append(
+                "A training for an audit is one more training on the same data under its run's plan, and is counted "
+                "with the whole plan, finished or not."
+            )
         if unit == "image":
             told.append(
                 "One image is protected, not one patient: somebody with several images in the data is protected less "
@@ -78,7 +92,7 @@ def privacy_sentences(privacy: Mapping[str, Any]) -> list[str]:
         if len(privacy["deltas"]) > 1:
             listed = ", ".join(scientific(delta) for delta in privacy["deltas"])
             told.append(f"The runs were planned at different δ ({listed}); the total is stated at the smallest.")
-        if n > 1:
+        if n + trainings > 1:
             told.append(
                 "This holds where the constants of all runs were fixed before anybody saw a result of the first, as in "
                 "a grid that was listed in advance; where results decided what was run next, it does not. "

@@ -28,22 +28,30 @@ def plans_of(cells: Sequence[Cell]) -> dict[str, PrivacyPlan]:
     return plans
 
 
-def price_of(plans: Sequence[PrivacyPlan], besides: Sequence[PrivacyPlan] = (), *, seeded: bool = False) -> str:
+def price_of(
+    plans: Sequence[PrivacyPlan],
+    besides: Sequence[PrivacyPlan] = (),
+    audits: Sequence[PrivacyPlan] = (),
+    *,
+    seeded: bool = False,
+) -> str:
     """What all of them spend together, in words.
 
-    ``plans`` are of the cells, ``besides`` of runs on the same data that are none: they have spent, too. ``seeded``
-    cells have seeds that anybody can guess.
+    ``plans`` are of the cells, ``besides`` of runs on the same data that are none, ``audits`` of trainings that audits
+    of any of them took: they have spent, too. ``seeded`` cells have seeds that anybody can guess.
     """
-    private, others = ([plan for plan in some if plan.private] for some in (plans, besides))
+    private, others, audited = ([plan for plan in some if plan.private] for some in (plans, besides, audits))
     n, open_, k = len(private), len(plans) - len(private), len(others)
     told = [] if n else ["No cell is private: nothing limits what these runs reveal."]
     if n or k:
-        together = [*private, *others]
+        together = [*private, *others, *audited]
         delta = min(plan.delta for plan in together)
         total = compose([Part(plan.sample_rate, plan.noise_multiplier, plan.steps) for plan in together], delta)
         cells = f"Repetitions are not free: all {n} private cells" if n > 1 else "The one private cell" if n else ""
         runs = f"{k} private run{'s' if k > 1 else ''} that lie{'s' if k == 1 else ''} in the folder besides"
         who = f"{cells}, and {runs}," if n and k else cells or f"But the {runs}"
+        if audited:
+            who += f" with {len(audited)} training{'s' if len(audited) > 1 else ''} for audits"
         told.append(
             f"{who} {'together spend' if n + k > 1 else 'spends'} at most epsilon {round_up(total.epsilon)} at delta "
             f"{scientific(delta)} per {together[0].unit}."

@@ -229,6 +229,7 @@ def test_no_renyi_figure_means_that_none_holds(summary):
 def test_one_private_run_is_not_called_several():
     privacy = {
         **{"unit": "patient", "private_runs": 1, "unfinished_private_runs": 0, "open_runs": 0, "seeded_runs": 0},
+        **{"audit_trainings": 0, "refuted_runs": []},
         **{"deltas": [1e-4], "epsilon": 7.991, "delta": 1e-4, "rdp": 8.1, "accountant_note": None},
     }
     told = privacy_sentences(privacy)

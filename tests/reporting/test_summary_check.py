@@ -168,6 +168,19 @@ def at(summary, *place):
 
 
 FORGERIES = {
+    "an audit's trainings left out of the total": (
+        ("runs", 0, "audit_trainings"),
+        lambda value: value + 1,
+        "total epsilon .* is below",
+    ),
+    "fewer trainings for audits": (("privacy", "audit_trainings"), lambda value: value + 1, "privacy/audit_trainings"),
+    "a refuted run that is not told": (("runs", 0, "refuted"), lambda value: "It is false.", "privacy/refuted_runs"),
+    "no refutation": (("privacy", "refuted_runs"), lambda value: ["x-0"], "privacy/refuted_runs"),
+    "a refuted run without privacy": (
+        ("runs", 3, "refuted"),
+        lambda value: "It is false.",
+        "no audit can have refuted",
+    ),
     "a smaller total": (("privacy", "epsilon"), lambda value: value * 0.9, "total epsilon .* is below"),
     "a smaller Renyi total": (("privacy", "rdp"), lambda value: value * 0.9, "total rdp .* is below"),
     "no total": (("privacy", "epsilon"), lambda value: None, "total epsilon None is below"),

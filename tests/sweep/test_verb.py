@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import typer
 from finished_runs import DELTA, RATE, SIGMA, STEPS, cell_config, lay_down, plan_at
+from made_audits import put_ledger
 from rich.console import Console
 
 from benchmarks.killable import make_config
@@ -136,6 +137,26 @@ def test_runs_that_the_grid_does_not_name_count_too(room, pool):
     assert code == 0
     summary = json.loads((room / "out" / "reports" / "summary.json").read_text())
     assert (summary["privacy"]["private_runs"], summary["privacy"]["unfinished_private_runs"]) == (2, 1)
+
+
+def test_trainings_for_audits_of_runs_in_the_folder_count_too(room, pool):
+    go(room, seeds=1)
+    (run,) = (room / "out").glob("*-eps8-1")
+    put_ledger(run / "audits" / "one-run", plan_at(8.0), STEPS)
+    put_ledger(run / "audits" / "shadow" / "target", plan_at(8.0), 1)  # stopped
+    (open_run,) = (room / "out").glob("*-epsinf-1")
+    put_ledger(open_run / "audits" / "shadow" / "target", plan_at(float("inf")), STEPS)  # spends no budget
+    total = compose([Part(RATE, SIGMA[8.0], 3 * STEPS)], DELTA).epsilon
+    code, out, _ = go(room, seeds=1)
+    told = " ".join(out.split())
+    assert f"The one private cell with 2 trainings for audits spends at most epsilon {round_up(total)} at" in told
+    assert f"The one private run with two trainings for audits has spent ε = {round_up(total)} at" in told
+    assert code == 0
+    assert "1 private cells" not in told
+    _, out, _ = go(room, dry_run=True, epsilons=("8",), seeds=2)
+    total = compose([Part(RATE, SIGMA[8.0], 4 * STEPS)], DELTA).epsilon
+    told = f"all 2 private cells with 2 trainings for audits together spend at most epsilon {round_up(total)} at"
+    assert told in " ".join(out.split())
 
 
 def test_what_was_begun_is_run_again_and_what_lacks_its_report(room, pool, monkeypatch):
