@@ -70,5 +70,5 @@ def attack_plot(attack: Mapping[str, Any], name: str) -> str:
 
 
 def _smallest(attack: Mapping[str, Any]) -> float:
-    """The largest marked rate at which fewer than one of the others would be accused, or one."""
-    return next((rate for rate in reversed(RATES) if rate <= 1.0 / attack["others"]), RATES[0])
+    """The largest marked rate below 1 at which one of the others would be accused, or none."""
+    return next((rate for rate in reversed(RATES[:-1]) if rate * attack["others"] <= 1), RATES[0])
