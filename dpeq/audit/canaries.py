@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -104,13 +103,9 @@ def with_canaries(images: ImageSet, included: Sequence[int], label: int) -> Imag
     one = torch.randn(marked.shape[1:], generator=torch.Generator().manual_seed(0))
     rows = one.expand(count, *one.shape).clone()
     rows[:, -1] = (torch.tensor(included, dtype=torch.float32) + 1).view(-1, *[1] * (rows.dim() - 2))
-    return replace(
-        images,
-        images=torch.cat([marked, rows]),
-        labels=torch.cat([images.labels, torch.full((count,), label, dtype=torch.int64)]),
-        units=torch.cat([images.units, torch.arange(images.n_units, images.n_units + count)]),
-        n_units=images.n_units + count,
-        cases=None,
-        patients=None,
-        groups=None,
+    return images.of_units(
+        torch.cat([marked, rows]),
+        torch.cat([images.labels, torch.full((count,), label, dtype=torch.int64)]),
+        torch.cat([images.units, torch.arange(images.n_units, images.n_units + count)]),
+        images.n_units + count,
     )

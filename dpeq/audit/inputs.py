@@ -9,7 +9,7 @@ worst there are and much is lost on the way to the weights: an audit finds far l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -42,15 +42,11 @@ class InputCanaries:
     def beside(self, images: ImageSet, included: Sequence[int]) -> ImageSet:
         """``images`` with one unit of one image more for each canary number in ``included``."""
         chosen, count = torch.tensor(included, dtype=torch.int64), len(included)
-        return replace(
-            images,
-            images=torch.cat([images.images, self.images[chosen]]),
-            labels=torch.cat([images.labels, self.labels[chosen]]),
-            units=torch.cat([images.units, torch.arange(images.n_units, images.n_units + count)]),
-            n_units=images.n_units + count,
-            cases=None,
-            patients=None,
-            groups=None,
+        return images.of_units(
+            torch.cat([images.images, self.images[chosen]]),
+            torch.cat([images.labels, self.labels[chosen]]),
+            torch.cat([images.units, torch.arange(images.n_units, images.n_units + count)]),
+            images.n_units + count,
         )
 
     def scores(self, network: nn.Module, device: torch.device) -> npt.NDArray[np.float64]:

@@ -1,5 +1,7 @@
 """What an audit keeps in its folder, so that it can go on there, and so that it ends once.
 
+A folder whose files are damaged is left as it is, for another one: its ledgers say what was spent.
+
 An audit whose result was seen is over: one that went on until the result pleased would not hold with 95 %.
 """
 
@@ -43,8 +45,8 @@ Array = npt.NDArray[np.float64]
 Bits = npt.NDArray[np.bool_]
 
 
-def begin(folder: Path, facts: dict[str, Any]) -> bool:
-    """Says in ``folder`` what is being audited, and how; returns whether that was begun there before.
+def begin(folder: Path, facts: dict[str, Any]) -> None:
+    """Says in ``folder`` what is being audited, and how, or makes sure that it is what was begun there.
 
     Raises:
         ConfigError: when another audit, or one that is over, lies there.
@@ -54,7 +56,7 @@ def begin(folder: Path, facts: dict[str, Any]) -> bool:
     path = folder / _BEGUN
     if not path.exists():
         write_durably(path, as_json(facts))
-        return False
+        return
     before = _read(path)
     for key in sorted(facts.keys() | before.keys()):
         if facts.get(key) != before.get(key):
@@ -62,7 +64,6 @@ def begin(folder: Path, facts: dict[str, Any]) -> bool:
                 f"The audit in {folder} was begun with {key} {before.get(key)!r}, not {facts.get(key)!r}; give --out "
                 "another folder."
             )
-    return True
 
 
 def refuse_over(folder: Path) -> None:
@@ -79,7 +80,7 @@ def read_scores(folder: Path) -> tuple[list[float], list[float]]:
     kept = _read(path)
     lists = kept.get("with"), kept.get("without")
     if not all(isinstance(one, list) and all(isinstance(x, float) for x in one) for one in lists):
-        raise DataError(f"{path} holds other things than scores; remove the folder and audit again.")
+        raise DataError(f"{path} holds other things than scores; give --out another folder.")
     return kept["with"], kept["without"]
 
 
@@ -89,7 +90,7 @@ def write_scores(folder: Path, with_canary: list[float], without: list[float]) -
 
 @dataclass
 class Heard:
-    """What an attacker has so far: whether each of ``[units]`` was in, its score, and the number of steps heard."""
+    """What an attacker has so far: whether each of ``[units]`` was in, its score, and the steps in the weights."""
 
     included: Bits
     scores: Array
@@ -180,7 +181,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None
 
 
 def _unusable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be used ({error}); remove the folder and audit again.")
+    return DataError(f"{path} cannot be used ({error}); give --out another folder.")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -189,5 +190,5 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(values, dict):
             raise ValueError("no object")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); remove the folder and audit again.") from error
+        raise DataError(f"{path} cannot be read ({error}); give --out another folder.") from error
     return values

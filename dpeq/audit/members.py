@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +23,10 @@ from torch import nn
 
 from dpeq.audit.asking import log_odds
 from dpeq.audit.kept import Heard, read_halves, read_heard, read_state, write_halves, write_heard
-from dpeq.audit.one_run import Attack, toss
+from dpeq.audit.one_run import FEWEST, Attack, toss
 from dpeq.audit.training import Course, train_aside
 from dpeq.data.images import ImageSet
-from dpeq.errors import DataError
+from dpeq.errors import ConfigError, DataError
 from dpeq.privacy.audit.shadows import balanced_halves, check_shadows, likelihood_ratios
 from dpeq.training.files import make_folder
 from dpeq.training.loop import StepRecord
@@ -54,6 +53,8 @@ def attack_members(
     ``build`` makes a network of fresh weights each time; ``before_model`` is told the number of each, 0 is the target.
     Every model has a folder of its own in ``folder``, with its ledger. What was begun goes on: a model that is done is
     not trained again, one that was stopped goes on from its last save. Weights of a model that is done are not kept.
+    Steps between a save and a crash are spent and lost to the weights, and counted: a model that lost many remembers
+    less, which makes the attack weaker.
 
     Raises:
         ConfigError: for an odd number of shadows or fewer than four, fewer than twenty units, and a training that
@@ -61,6 +62,11 @@ def attack_members(
         DataError: when what was kept is damaged, or of other units.
     """
     check_shadows(shadows)
+    if images.n_units < FEWEST:
+        raise ConfigError(
+            f"{images.n_units} units in the training set are too few to attack, {FEWEST} are needed; audit by step or "
+            "by one-run."
+        )
     halves = read_halves(folder)
     if halves is None:
         others = balanced_halves(shadows, images.n_units, fresh_generator())
@@ -68,15 +74,16 @@ def attack_members(
         write_halves(folder, halves)
     if halves.shape != (1 + shadows, images.n_units):
         raise DataError(f"The models in {folder} have other units, or are not {shadows}; give another folder.")
-    told = []
+    told, lost = [], 0
     for number, had in enumerate(halves):
         before_model(number)
-        answered = _ask(build, images, course, folder / _name(number), had, after_step, should_stop)
-        if answered is None:
+        heard = _ask(build, images, course, folder / _name(number), had, after_step, should_stop)
+        if heard is None:
             return None
-        told.append(answered)
+        told.append(heard.scores)
+        lost += course.plan.steps - heard.steps
     scores = likelihood_ratios(told[0], np.stack(told[1:]), halves[1:])
-    return Attack("member", halves[0], scores)
+    return Attack("member", halves[0], scores, lost)
 
 
 def fresh_generator() -> np.random.Generator:
@@ -100,17 +107,7 @@ def part_of(images: ImageSet, had: Bits) -> ImageSet:
     chosen = torch.from_numpy(had)
     kept = chosen[images.units]
     numbers = torch.cumsum(chosen.to(torch.int64), 0) - 1
-    return replace(
-        images,
-        images=images.images[kept],
-        labels=images.labels[kept],
-        units=numbers[images.units[kept]],
-        n_units=int(chosen.sum()),
-        cases=None,
-        patients=None,
-        groups=None,
-        burned_in=None,
-    )
+    return images.of_units(images.images[kept], images.labels[kept], numbers[images.units[kept]], int(chosen.sum()))
 
 
 def answers(network: nn.Module, images: ImageSet, device: torch.device) -> Array:
@@ -132,13 +129,13 @@ def _ask(
     had: Bits,
     after_step: Callable[[StepRecord], None],
     should_stop: Callable[[], bool],
-) -> Array | None:
-    """The answers of one model, trained if that was not done before; None if stopped."""
-    make_folder(folder)
+) -> Heard | None:
+    """The answers of one model as its scores, trained if that was not done before; None if stopped."""
+    make_folder(folder, owner_alone=True)
     heard = read_heard(folder)
     if heard is not None:
         _same(heard, had, folder)
-        return heard.scores
+        return heard
     if should_stop():
         return None
     before = read_state(folder)
@@ -160,9 +157,9 @@ def _ask(
         return None
     heard.scores = answers(result.averaged, images, course.device)
     write_heard(folder, heard)
-    return heard.scores
+    return heard
 
 
 def _same(heard: Heard, had: Bits, folder: Path) -> None:
     if not np.array_equal(heard.included, had):
-        raise DataError(f"What is kept in {folder} is of other units; remove the audit's folder and audit again.")
+        raise DataError(f"What is kept in {folder} is of other units; give --out another folder.")

@@ -50,7 +50,7 @@ _NAMES: dict[Kind, str] = {"gradient": "gradient canaries", "input": "input cana
 
 @dataclass(frozen=True)
 class Attack:
-    """What came of it: whether each canary was in, its score, how many steps were heard, and whether it was stopped.
+    """What came of it: whether each canary was in, its score, how many steps a crash lost, and whether it was stopped.
 
     The scores of input canaries are zero until the training has ended. The canaries of kind "member" are the units of
     the training set themselves (:mod:`dpeq.audit.members`).
@@ -59,7 +59,7 @@ class Attack:
     kind: Kind
     included: Bits
     scores: Array
-    heard: int = 0
+    lost: int = 0
     stopped: bool = False
 
 
@@ -102,7 +102,6 @@ def attack_training(
 
     def hear(numbers: Array) -> None:
         heard.scores += log_likelihood_ratio(numbers, plan, tensors)
-        heard.steps += 1
 
     inputs, network = None, model
     listening: AbstractContextManager[None] = nullcontext()
@@ -127,9 +126,10 @@ def attack_training(
             after_step=after_step,
             should_stop=should_stop,
         )
+    lost = 0 if result.stopped else plan.steps - heard.steps
     if inputs is not None and not result.stopped:
         heard.scores = inputs.scores(result.averaged, course.device)
-    return Attack(kind, heard.included, heard.scores, heard.steps, result.stopped)
+    return Attack(kind, heard.included, heard.scores, lost, result.stopped)
 
 
 def audit_training(plan: PrivacyPlan, attack: Attack, *, confidence: float = 0.95) -> AuditResult:
@@ -144,12 +144,11 @@ def audit_training(plan: PrivacyPlan, attack: Attack, *, confidence: float = 0.9
     beside = {
         "epsilon_lower_assuming_nothing": bare.epsilon_lower,
         "steps": plan.steps,
+        "steps_lost": attack.lost,
         "noise_multiplier": plan.noise_multiplier,
         "trainings": 1,
         "looks_at_units": attack.kind == "member",
     }
-    if attack.kind == "gradient":
-        beside["steps_heard"] = attack.heard
     own = bare
     if plan.private:
         own = audit_f_dp(scores, included, own_curves(plan), confidence=confidence, theoretical=plan.epsilon_spent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from matplotlib.figure import Figure
 
 from dpeq.reporting.figure import WIDTH, style
 from dpeq.reporting.roc import draw_attack
+from dpeq.training.files import write_durably
 
 __all__ = ["draw_roc"]
 
 
 def draw_roc(attack: Mapping[str, Any], title: str, path: Path) -> None:
-    """Writes the picture of an audit's ``attack`` to ``path``, svg or png by its suffix.
+    """Writes the picture of an audit's ``attack`` to ``path``, svg or png by its suffix, for its owner alone.
 
     The same numbers give the same bytes.
     """
@@ -29,4 +31,6 @@ def draw_roc(attack: Mapping[str, Any], title: str, path: Path) -> None:
         figure.legend(loc="outside lower center", ncols=3)
         suffix = path.suffix.removeprefix(".")
         metadata = {"svg": {"Date": None}, "png": {}}[suffix]
-        figure.savefig(path, format=suffix, metadata=metadata, dpi=160)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix, metadata=metadata, dpi=160)
+    write_durably(path, drawn.getvalue())

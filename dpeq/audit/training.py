@@ -15,16 +15,14 @@ from torch import nn
 from dpeq.audit.kept import Heard, KeptState, write_state
 from dpeq.data.images import ImageSet
 from dpeq.data.views import Augment
+from dpeq.privacy.composition import AUDIT_LEDGER
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.randomness import Randomness
 from dpeq.training.loop import StepRecord, TrainingResult, train
 from dpeq.training.state import OptimizerSettings, TrainingState
 
-__all__ = ["LEDGER", "Course", "train_aside"]
-
-LEDGER = "audit-ledger.jsonl"
-"""Not the name that runs have: a summary takes every folder with theirs for a run that could be released."""
+__all__ = ["Course", "train_aside"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,8 @@ def train_aside(
     """Trains ``network`` in place on ``units``, or goes on with it from ``before``.
 
     ``heard`` is kept beside the weights before the first step, every ``save_every`` steps, at the end, and at a stop.
-    Steps between the last save and a crash are spent, and not taken again. ``purpose`` goes into the ledger.
+    Steps between the last save and a crash are spent, and not taken again; ``heard.steps`` counts those that went into
+    the weights. ``purpose`` goes into the ledger.
 
     Raises what :func:`dpeq.training.loop.train` raises.
     """
@@ -69,11 +68,12 @@ def train_aside(
             state.restore(before.step, before.tensors)
 
     def stepped(state: TrainingState, record: StepRecord) -> None:
+        heard.steps += 1
         if record.step % course.save_every == 0 or record.step == plan.steps:
             write_state(folder, state, heard)
         after_step(record)
 
-    path = folder / LEDGER
+    path = folder / AUDIT_LEDGER
     with Ledger.open(path, plan) if path.exists() else Ledger.create(path, plan) as ledger:
         if not any(note["kind"] == "audit" for note in ledger.notes):
             ledger.note("audit", units=len(heard.included), detail=f"{purpose}: an audit, not for release.")

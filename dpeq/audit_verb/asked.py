@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dpeq.errors import ConfigError
+from dpeq.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from dpeq.config import RunConfig
@@ -52,11 +52,17 @@ def resolve(
     """Reads the configuration or the run that ``target`` names.
 
     Audits of a run lie in RUN/audits, where its report finds every one of them: one that can be kept elsewhere can be
-    forgotten when it is bad news. Raises :class:`ConfigError` for what cannot be audited, or not there.
+    forgotten when it is bad news.
+
+    Raises:
+        ConfigError: for what cannot be audited, or not there.
+        DataError: for a run whose plan, configuration and ledger contradict each other.
     """
     from dpeq.config import load_config
     from dpeq.planning import plan_of
+    from dpeq.privacy.ledger import read_ledger
     from dpeq.privacy.plan import PrivacyPlan
+    from dpeq.training.evidence import check_start
     from dpeq.training.start import MACHINE_KEYS
 
     run = Path(target) if Path(target).is_dir() else None
@@ -67,8 +73,12 @@ def resolve(
             key = override.partition("=")[0]
             if not any(key == known or key.startswith(f"{known}.") for known in MACHINE_KEYS):
                 raise ConfigError(f"{key} is what the run was trained with and cannot change; leave it out.")
-        config = load_config(run / "config.yaml", overrides, data_root=data_root)
         plan = PrivacyPlan.read(run / "plan.json")
+        ledger = read_ledger(run / "ledger.jsonl")
+        if ledger[0]["plan_sha256"] != plan.sha256:
+            raise DataError(f"{run / 'plan.json'} is not the plan of the run's ledger; restore it from a backup.")
+        check_start(run, ledger)  # that config.yaml is the run's: another training would be attacked in its place
+        config = load_config(run / "config.yaml", overrides, data_root=data_root)
         audits = run / "audits"
         folder = folder or audits / method
         if folder.resolve().parent != audits.resolve() or not _NAME.fullmatch(folder.name):

@@ -68,6 +68,8 @@ def as_table(outcome: Outcome) -> Table:
         table.add_row("the plan says", limit)
         table.add_row("this assumes", result.assumes)
     table.add_row("area under the ROC curve", f"{outcome.attack.auc:.3f}")
+    if lost := outcome.results[-1].details.get("steps_lost"):
+        table.add_row("steps lost in crashes", f"{lost}: they were spent, and the attack is weaker without them")
     for row in outcome.attack.hit_rates:
         allowed = "" if row.allowed is None else f"; the plan allows {percent(row.allowed)}"
         told = f"{percent(row.hits)} hits ({percent(row.low)} to {percent(row.high)})"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dpeq.console import RichObserver
     from dpeq.data.images import ImageSet
     from dpeq.interruption import GracefulStop
+    from dpeq.privacy.audit.result import AuditResult
     from dpeq.training.prepare import Prepared
 
 __all__ = ["train_with_canaries", "train_with_shadows"]
@@ -191,7 +192,7 @@ def _load(asked: Asked, prepared: Prepared, observer: RichObserver, amount: dict
     return splits["train"]
 
 
-def _judged(asked: Asked, attack: Attack, result: Any) -> Outcome:
+def _judged(asked: Asked, attack: Attack, result: AuditResult) -> Outcome:
     from dpeq.audit_verb.outcome import Outcome
     from dpeq.privacy.audit.curves import profile_of
     from dpeq.privacy.audit.membership import attack_quality

@@ -60,7 +60,7 @@ def audit(
             folder=folder,
             data_root=data_root,
         )
-        make_folder(asked.folder)
+        make_folder(asked.folder, owner_alone=True)
         refuse_over(asked.folder)
         stop = GracefulStop()
         try:

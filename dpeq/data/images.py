@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,6 +76,11 @@ class ImageSet:
                 raise ValueError("groups are of images of known patients that are not trained on.")
             if not set(self.groups) <= set(ATTRIBUTES) or any(len(values) != n for values in self.groups.values()):
                 raise ValueError(f"the groups of the {self.name} split are not one value per image and attribute.")
+
+    def of_units(self, images: Tensor, labels: Tensor, units: Tensor, n_units: int) -> ImageSet:
+        """The same split with other units: what is known of single images beside their labels does not come along."""
+        bare = {"cases": None, "patients": None, "groups": None, "burned_in": None}
+        return replace(self, images=images, labels=labels, units=units, n_units=n_units, **bare)
 
     def one_label_per_unit(self) -> bool:
         """Whether all images of every unit have the same label."""

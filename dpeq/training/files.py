@@ -32,10 +32,10 @@ class RunWriteError(DpeqError):
     """A file of a run could not be written; what was there before is whole, and the run can be resumed."""
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, *, owner_alone: bool = False) -> None:
     """Makes a folder for output, or says in one sentence why it cannot be; called before anything long begins."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700 if owner_alone else 0o777, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:

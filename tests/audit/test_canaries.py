@@ -1,5 +1,6 @@
 """Canaries: what each one's clipped gradient is, and that nobody else's changes."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,9 @@ from scipy.stats import norm
 from torch import nn
 
 from dpeq.audit.canaries import CanaryNetwork, MarkedAugment, with_canaries
+from dpeq.audit.inputs import InputCanaries
 from dpeq.audit.listening import listen, log_likelihood_ratio
+from dpeq.audit.members import part_of
 from dpeq.data.augment import AugmentConfig
 from dpeq.data.images import ImageSet
 from dpeq.data.views import Augment
@@ -149,3 +152,20 @@ def test_the_score_is_the_likelihood_ratio(rate, clipping):
     found = log_likelihood_ratio(heard, plan, tensors=4)
     np.testing.assert_allclose(found[:3], np.log(ratio), rtol=1e-9)
     assert found[3] == pytest.approx(math.log(rate) + 40 * shift - shift**2 / 2)
+
+
+def test_data_with_all_that_a_manifest_knows_takes_canaries_and_loses_none_of_its_units():
+    """Marks of burned-in text, cases and patients are of the images that were there."""
+    n = 6
+    full = dataclasses.replace(
+        images(n), cases=torch.arange(n), patients=torch.arange(n), burned_in=torch.zeros(n, dtype=torch.bool)
+    )
+    for units in (
+        with_canaries(full, [0, 3], 1),
+        InputCanaries.make(5, (1, 8, 8), 2).beside(full, [0, 3]),
+        part_of(full, np.arange(n) > 1),
+    ):
+        assert units.cases is units.patients is units.burned_in is units.groups is None
+        assert units.unit == full.unit
+    assert with_canaries(full, [0, 3], 1).n_units == n + 2
+    assert part_of(full, np.arange(n) > 1).n_units == n - 2

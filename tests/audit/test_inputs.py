@@ -58,7 +58,7 @@ def test_a_network_with_little_noise_gives_its_canaries_away(tmp_path, sigma, lo
     attack = attack_training(model, data, course, tmp_path, **options)
     print("AUC", sigma, roc_auc_score(attack.included, attack.scores))
     assert low <= roc_auc_score(attack.included, attack.scores) <= high
-    assert attack.heard == 0
+    assert attack.lost == 0
     audit = audit_training(plan, attack)
     assert audit.method.startswith("input canaries, one run")
     assert not audit.contradicts

@@ -13,9 +13,10 @@ from dpeq.audit.asking import log_odds
 from dpeq.audit.kept import read_halves, read_heard, read_state
 from dpeq.audit.members import answers, attack_members, part_of
 from dpeq.audit.one_run import audit_training
-from dpeq.audit.training import LEDGER, Course
+from dpeq.audit.training import Course
 from dpeq.data.images import ImageSet
 from dpeq.errors import ConfigError, DataError
+from dpeq.privacy.composition import AUDIT_LEDGER
 from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.training.state import OptimizerSettings
@@ -135,16 +136,70 @@ def test_what_was_stopped_goes_on_and_what_is_done_is_not_trained_again(tmp_path
     assert (again.scores == found.scores).all()
 
 
+def test_steps_that_a_crash_loses_are_counted(tmp_path):
+    """A target that was trained half remembers half: nobody may take that for a training that keeps its secrets."""
+    steps = []
+
+    def crash(record):
+        steps.append(record.step)
+        if len(steps) in (2, 5):  # in the target and in the first shadow, before anything was saved
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            attacked(tmp_path, 1.0, steps=3, shadows=4, after_step=crash)
+    found = attacked(tmp_path, 1.0, steps=3, shadows=4, after_step=crash)
+    assert steps == [1, 2, 3] * 5, "lost steps are not taken again"
+    assert [read_heard(tmp_path / name).steps for name in ("target", "shadow-01", "shadow-02")] == [1, 1, 3]
+    assert found.lost == 4
+    assert audit_training(make_plan(1.0, 3), found).details["steps_lost"] == 4
+
+
+def test_the_targets_coins_tell_nothing_of_the_shadows_halves(tmp_path, monkeypatch):
+    """What the bound rests on: the coins are independent of all that the attacker knows."""
+    tossed, images = [], noise_images()
+
+    def toss(units):
+        tossed.append(units)
+        return np.arange(units) % 2 == 0
+
+    monkeypatch.setattr(members_module, "toss", toss)
+    monkeypatch.setattr(members_module, "fresh_generator", np.random.default_rng)
+    rows = []
+    for number in range(40):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert attacked(folder, 0.0, shadows=4, images=images, should_stop=lambda: True) is None
+        halves = read_halves(folder)
+        assert (halves[0] == toss(UNITS)).all()
+        rows.append([(halves[0] == row).mean() for row in halves[1:]])
+    assert len(tossed) == 80, "one toss for each target, beside those of this test"
+    agreement = np.array(rows)
+    assert agreement.min() < 0.5 < agreement.max()
+    assert abs(agreement - 0.5).max() < 5 * 0.5 / UNITS**0.5
+    assert agreement.mean() == pytest.approx(0.5, abs=5 * 0.5 / (160 * UNITS) ** 0.5)
+
+
+def test_a_training_set_that_is_too_small_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="15 units in the training set are too few to attack, 20 are needed"):
+        attacked(tmp_path, 0.0, images=noise_images(15))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_kept_is_for_its_owner_alone(tmp_path):
+    attacked(tmp_path, 1.0, steps=2, shadows=4)
+    for path in (*tmp_path.rglob("*"),):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
 def test_every_model_has_a_ledger_that_says_what_it_is(tmp_path):
     attacked(tmp_path, 1.0, steps=2, shadows=4)
     for name in ("target", *(f"shadow-{i:02d}" for i in range(1, 5))):
-        entries = read_ledger(tmp_path / name / LEDGER)
+        entries = read_ledger(tmp_path / name / AUDIT_LEDGER)
         assert entries.steps == 2
         (note,) = [entry for entry in entries if entry["kind"] == "audit"]
         assert name in note["detail"]
         assert "not for release" in note["detail"]
-        assert (tmp_path / name / "heard.safetensors").stat().st_mode & 0o077 == 0
-    assert (tmp_path / "halves.safetensors").stat().st_mode & 0o077 == 0
 
 
 def test_kept_answers_of_other_units_are_refused(tmp_path):

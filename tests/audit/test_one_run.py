@@ -12,12 +12,13 @@ import dpeq.audit.one_run as one_run_module
 from benchmarks.killable import make_splits
 from dpeq.audit.kept import read_state
 from dpeq.audit.one_run import attack_training, audit_training, toss
-from dpeq.audit.training import LEDGER, Course
+from dpeq.audit.training import Course
 from dpeq.data.augment import AugmentConfig
 from dpeq.data.views import Augment
 from dpeq.errors import ConfigError, DataError
 from dpeq.models.registry import build_model
 from dpeq.models.resnet9 import ResNet9Spec
+from dpeq.privacy.composition import AUDIT_LEDGER
 from dpeq.privacy.gaussian import add_noise
 from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.optimizer import PlanOptimizer
@@ -48,7 +49,7 @@ def test_a_training_is_explained_in_part_and_not_contradicted(tmp_path):
     assert 0.3 < audit.share <= 1
     assert not audit.contradicts
     assert audit.details["epsilon_lower_assuming_nothing"] < audit.epsilon_lower
-    assert audit.details["steps_heard"] == attack.heard == plan.steps
+    assert audit.details["steps_lost"] == attack.lost == 0
     assert attack.included.sum() == pytest.approx(500, abs=60)
     # Each score is normal, with mean and variance that six looks at a shift of 1 / sigma = 1 add up to.
     inside, outside = attack.scores[attack.included], attack.scores[~attack.included]
@@ -80,7 +81,7 @@ def test_a_subsampled_training_with_views_of_an_equivariant_network(tmp_path):
 def test_it_spends_a_ledger_of_its_own_and_says_what_it_is(tmp_path):
     plan = make_plan(steps=3)
     attacked(tmp_path, plan, canaries=20)
-    entries = read_ledger(tmp_path / LEDGER)
+    entries = read_ledger(tmp_path / AUDIT_LEDGER)
     assert entries.steps == 3
     notes = [entry for entry in entries if entry["kind"] == "audit"]
     assert len(notes) == 1
@@ -94,16 +95,16 @@ def test_what_was_stopped_goes_on_with_the_same_coins(tmp_path):
         tmp_path, plan, after_step=lambda record: steps.append(record.step), should_stop=lambda: len(steps) >= 2
     )
     assert first.stopped
-    assert first.heard == 2
+    assert read_state(tmp_path).heard.steps == 2
     second = attacked(tmp_path, plan, after_step=lambda record: steps.append(record.step))
     assert steps == [1, 2, 3, 4, 5, 6]
     assert not second.stopped
-    assert second.heard == 6
+    assert second.lost == 0
     assert (second.included == first.included).all()
     assert second.scores[second.included].mean() == pytest.approx(3.0, abs=0.7)
     again = attacked(tmp_path, plan)  # nothing is left to do
     assert (again.scores == second.scores).all()
-    assert read_ledger(tmp_path / LEDGER).steps == 6
+    assert read_ledger(tmp_path / AUDIT_LEDGER).steps == 6
 
 
 def test_weights_and_optimiser_go_on_where_they_stood(tmp_path):
@@ -132,7 +133,8 @@ def test_after_a_crash_steps_are_lost_and_not_taken_again(tmp_path):
     assert (kept.step, kept.heard.steps) == (2, 2)
     second = attacked(tmp_path, plan, after_step=lambda record: steps.append(record.step), save_every=2)
     assert steps == [1, 2, 3, 4, 5, 6]
-    assert second.heard == 5
+    assert second.lost == 1
+    assert audit_training(plan, second).details["steps_lost"] == 1
     assert (second.included == kept.heard.included).all()
 
 

@@ -1,12 +1,15 @@
 """The verb ``audit``: what it writes and prints, how it goes on, what it refuses, and its exit codes."""
 
+import dataclasses
 import io
+import itertools
 import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from finished_runs import cell_config, lay_down, plan_at
 from rich.console import Console
@@ -17,7 +20,7 @@ from benchmarks.killable import UNITS, make_config, make_splits
 from dpeq.audit.kept import read_scores
 from dpeq.audit.members import steps_left
 from dpeq.audit.picture import draw_roc
-from dpeq.audit.training import LEDGER
+from dpeq.audit_verb import training as training_module
 from dpeq.audit_verb import verb as audit_verb
 from dpeq.audit_verb.outcome import Outcome
 from dpeq.cli import app
@@ -27,6 +30,7 @@ from dpeq.errors import ConfigError, DataError
 from dpeq.privacy.audit.curves import profile_of
 from dpeq.privacy.audit.membership import attack_quality
 from dpeq.privacy.audit.one_run import audit_one_run
+from dpeq.privacy.composition import AUDIT_LEDGER, read_audit_ledgers
 from dpeq.privacy.gaussian import add_noise
 from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.optimizer import PlanOptimizer
@@ -34,6 +38,7 @@ from dpeq.report_verb import _inside
 from dpeq.reporting.audit import contradiction, read_audits
 from dpeq.reporting.numbers import show
 from dpeq.training.files import fingerprint_key
+from dpeq.training.loop import TrainingResult
 from dpeq.training.start import fingerprint
 
 
@@ -127,7 +132,7 @@ def test_a_training_with_canaries_of_a_run(run, recipe):
     assert audit["details"]["canaries"] == 100
     assert audit["details"]["theoretical"] == plan_at(8.0).epsilon_spent
     assert audit["epsilon_lower"] <= plan_at(8.0).epsilon_spent
-    assert read_ledger(folder / LEDGER).steps == 4
+    assert read_ledger(folder / AUDIT_LEDGER).steps == 4
     assert read_ledger(run / "ledger.jsonl").steps == 4
 
 
@@ -182,7 +187,7 @@ def test_a_stop_loses_nothing(recipe, tmp_path, monkeypatch, method):
         assert len(begun) == 240
     else:
         assert len(begun) == 4
-        assert record(folder)["details"]["steps_heard"] == 4
+        assert record(folder)["details"]["steps_lost"] == 0
 
 
 def test_another_audit_does_not_go_on_in_its_place(recipe, tmp_path, monkeypatch):
@@ -210,9 +215,16 @@ def test_shadow_models_of_a_run(run, recipe):
     assert audit["details"]["looks_at_units"] is True
     assert audit["attack"]["of"] == "training"
     assert audit["attack"]["members"] + audit["attack"]["others"] == UNITS
-    ledgers = sorted((run / "audits").rglob(LEDGER))
+    ledgers = sorted((run / "audits").rglob(AUDIT_LEDGER))
     assert [path.parent.name for path in ledgers] == ["shadow-01", "shadow-02", "shadow-03", "shadow-04", "target"]
     assert {read_ledger(path).steps for path in ledgers} == {4}
+    assert len(read_audit_ledgers(run)) == 5
+    for path in (run / "audits").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+    allowed = profile_of(plan_at(8.0)).hit_rate
+    assert audit["attack"]["limit"] == [[rate, allowed(rate)] for rate, _ in audit["attack"]["limit"]]
+    for row in audit["attack"]["hit_rates"]:
+        assert row["allowed"] == allowed(row["false_alarms_high"])
     assert read_ledger(run / "ledger.jsonl").steps == 4
 
 
@@ -249,6 +261,68 @@ def test_shadow_models_go_on_after_a_stop(recipe, tmp_path, monkeypatch):
     assert go(recipe, "privacy.epsilon=8", folder=folder, method="shadow")[0] == 0
     assert len(begun) == 5 * 4
     assert steps_left(folder, 4, 4) == 0
+
+
+@pytest.mark.parametrize("method", ["one-run", "shadow"])
+def test_an_audit_does_not_go_on_with_other_settings_or_data(recipe, tmp_path, monkeypatch, method):
+    folder, options = tmp_path / "out", {"method": method, "folder": tmp_path / "out"}
+    monkeypatch.setattr(RichObserver, "stepped", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert go(recipe, "privacy.epsilon=8", **options)[0] == 130
+    before = sorted((path.name, path.read_bytes()) for path in folder.rglob("*") if path.is_file())
+    with pytest.raises(ConfigError, match="settings_sha256"):
+        go(recipe, "privacy.epsilon=8", "training.lr=0.25", **options)
+    splits = make_splits()
+    other = dataclasses.replace(splits["train"], images=splits["train"].images + 1)
+    monkeypatch.setattr(prepare_module, "load_data", lambda prepared, progress=None: {**splits, "train": other})
+    with pytest.raises(ConfigError, match="data_sha256"):
+        go(recipe, "privacy.epsilon=8", **options)
+    assert sorted((path.name, path.read_bytes()) for path in folder.rglob("*") if path.is_file()) == before
+
+
+def test_a_run_whose_files_were_changed_is_not_attacked_in_its_place(run):
+    """An attack on other settings would find nothing, and would stand in the run's report."""
+    config, plan = (run / "config.yaml").read_text(), (run / "plan.json").read_bytes()
+    (run / "config.yaml").write_text(config.replace("lr: 0.5", "lr: 0.25"))
+    with pytest.raises(DataError, match="lr"):
+        go(run)
+    (run / "config.yaml").write_text(config)
+    plan_at(1.0).write(run / "plan.json")
+    with pytest.raises(DataError, match=r"plan\.json is not the plan of the run's ledger"):
+        go(run)
+    (run / "plan.json").write_bytes(plan)
+    assert not list((run / "audits").glob("*/*"))
+    assert go(run)[0] == 0
+
+
+def test_every_model_begins_with_weights_of_its_own(recipe, monkeypatch, tmp_path):
+    built, real = [], training_module._build
+
+    def spied(asked, prepared):
+        built.append(real(asked, prepared))
+        return built[-1]
+
+    monkeypatch.setattr(training_module, "_build", spied)
+    monkeypatch.setattr("dpeq.audit.members.train_aside", stopped_at_once)
+    assert go(recipe, "privacy.epsilon=8", method="shadow", folder=tmp_path / "out")[0] == 130
+    assert go(recipe, "privacy.epsilon=8", method="shadow", folder=tmp_path / "out")[0] == 130
+    assert len(built) == 4
+    weights = [torch.nn.utils.parameters_to_vector(model.parameters()) for model in built]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(weights, 2))
+
+
+def stopped_at_once(network, *args, **options):
+    return TrainingResult(network, network, 0, 0.0, stopped=True)
+
+
+def test_damaged_files_are_left_alone_and_another_folder_is_asked_for(recipe, tmp_path, monkeypatch):
+    """Their ledgers say what was spent."""
+    folder = tmp_path / "out"
+    monkeypatch.setattr(RichObserver, "stepped", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert go(recipe, "privacy.epsilon=8", method="one-run", folder=folder)[0] == 130
+    (folder / "state.safetensors").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"state\.safetensors cannot be used .*; give --out another folder\."):
+        go(recipe, "privacy.epsilon=8", method="one-run", folder=folder)
+    assert read_ledger(folder / AUDIT_LEDGER).steps == 1
 
 
 def test_audits_of_a_run_lie_where_its_report_finds_them(run, tmp_path):

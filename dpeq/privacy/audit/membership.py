@@ -33,7 +33,8 @@ class HitRate:
     ``low`` and ``high`` bound the hit rate, ``false_alarms_high`` the rate of false alarms among all non-members (with
     few of them far above ``rate``); ``low`` and ``false_alarms_high`` hold together with the attack's confidence.
     ``allowed`` is the largest hit rate that the plan's privacy profile allows at ``false_alarms_high``, None without a
-    profile; ``low`` above ``allowed`` contradicts the plan.
+    profile; ``low`` above ``allowed`` contradicts the plan, as far as the units are independent: those of one training
+    are not quite, unless they are canaries with weights of their own.
     """
 
     rate: float

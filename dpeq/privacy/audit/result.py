@@ -17,9 +17,10 @@ class AuditResult:
     """With probability ``confidence`` at least, epsilon at ``delta`` is ``epsilon_lower`` or more, given ``assumes``.
 
     ``assumes`` says in one sentence what that rests on beside the design of the experiment. ``mu_lower`` is a lower
-    bound on the mu of any Gaussian mechanism that dominates what was audited, without further assumption; None where
-    the method tests no such curve. ``theoretical`` is the epsilon that the plan claims, if it was given. ``details``
-    holds plain JSON values: the counts that the bound was computed from.
+    bound on the mu of any Gaussian mechanism that dominates what was audited, whatever its own curve is (of a training
+    of which one step was audited, ``assumes`` holds for it as well); None where the method tests no such curve.
+    ``theoretical`` is the epsilon that the plan claims, if it was given. ``details`` holds plain JSON values: the
+    counts that the bound was computed from.
 
     An audit that finds little proves nothing: the attack may be weak. One that finds more than the plan allows
     (:attr:`contradicts`) says that the code, the accountant or the experiment is wrong, or that the sample was one of
