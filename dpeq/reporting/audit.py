@@ -145,7 +145,7 @@ def odd_attack(attack: Any) -> str | None:
     An attack names what it was ``of`` ("step": one private step; "training": a whole one), how many ``members`` and
     ``others`` it judged, the ``confidence`` of its limits, its ``auc``, ``hit_rates`` as
     :class:`~dpeq.privacy.audit.membership.HitRate` has them, the curve ``roc`` of (false alarm rate, hit rate) from
-    (0, 0) to (1, 1) and the ``limit`` of such pairs that the plan sets, None without privacy.
+    (0, 0) to (1, 1) and the ``limit`` of such pairs that the plan sets, up to (1, 1), None without privacy.
     """
     if not isinstance(attack, dict) or set(attack) != _ATTACK:
         return "attack"
@@ -158,7 +158,7 @@ def odd_attack(attack: Any) -> str | None:
         "auc": _is_share(attack["auc"]),
         "hit_rates": _are_hit_rates(attack["hit_rates"]),
         "roc": _is_curve(attack["roc"]) and [attack["roc"][0], attack["roc"][-1]] == [[0, 0], [1, 1]],
-        "limit": attack["limit"] is None or _is_curve(attack["limit"]),
+        "limit": attack["limit"] is None or (_is_curve(attack["limit"]) and attack["limit"][-1] == [1, 1]),
     }
     return next((key for key, is_sound in sound.items() if not is_sound), None)
 

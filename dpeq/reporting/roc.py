@@ -37,7 +37,8 @@ def draw_attack(axes: Axes, attack: Mapping[str, Any]) -> None:
     smallest = _smallest(attack)
     if attack["limit"] is not None:
         limit = [(a, t) for a, t in attack["limit"] if a >= smallest * (1 - 1e-9)]
-        axes.plot([a for a, _ in limit], [t for _, t in limit], color=VERMILLION, linestyle="--", label="limit")
+        rates, hits = zip(*limit, strict=True)
+        axes.plot(rates, hits, color=VERMILLION, linestyle="--", label="limit", zorder=3)  # an attack may lie on it
     edge = smallest / _ROOM  # the curve's first point is at no false alarms, which no logarithmic axis has
     found = [(max(a, edge), t) for a, t in attack["roc"]]
     axes.step([a for a, _ in found], [t for _, t in found], where="post", color=BLUE, linewidth=2.0, label="attack")

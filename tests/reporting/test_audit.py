@@ -147,6 +147,7 @@ def test_a_step_that_reveals_more_than_a_step_may_refutes_the_training(plan, aud
         ({"attack": {"roc": [[0, 0]] * 200 + [[1, 1]]}}, "attack/roc"),
         ({"attack": {"limit": [[0, 0], [1, 1, 1]]}}, "attack/limit"),
         ({"attack": {"limit": []}}, "attack/limit"),
+        ({"attack": {"limit": [[0, 0], [1e-9, 1e-4]]}}, "attack/limit"),
         ({"attack": {"verdict": 1}}, "in attack what"),
     ],
 )
