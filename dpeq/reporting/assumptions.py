@@ -260,21 +260,21 @@ def _not_covered(report: Mapping[str, Any], plan: PrivacyPlan) -> list[tuple[Kin
                 "Other releases from the same data",
                 "Losses add up over models, statistics and publications that use the same patients.",
             ),
-            *_audits(report["audits"], plan),
+            *_audits(report["audits"], report["audit_trainings"], plan),
         ]
     return [("not_covered", title, text) for title, text in found]
 
 
-def _audits(audits: Sequence[Mapping[str, Any]], plan: PrivacyPlan) -> list[tuple[str, str]]:
+def _audits(audits: Sequence[Mapping[str, Any]], trainings: int, plan: PrivacyPlan) -> list[tuple[str, str]]:
     """What audits spent, and what they tell, beside this training."""
     found = []
-    if trainings := sum(audit["details"].get("trainings", 0) for audit in audits):
+    if trainings:
         many = "Its audits took one further training" if trainings == 1 else f"Its audits took {trainings:,} trainings"
         found.append(
             (
                 "Trainings for audits",
-                f"{many} on the same data under the same plan. They spent budget of their own, which ε here leaves "
-                "out; a summary of runs counts them.",
+                f"{many} on the same data under the same plan, finished or not. They spent budget of their own, which "
+                "ε here leaves out; a summary of runs counts them.",
             )
         )
     if looked := [audit["name"] for audit in audits if audit["details"].get("looks_at_units")]:

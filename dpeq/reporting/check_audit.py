@@ -35,7 +35,9 @@ _DRAWN = 200  # points of a curve that was thinned
 
 def check_audits(report: Mapping[str, Any], plan: PrivacyPlan) -> list[str]:
     """A sentence for what was verified, one for what could not be; raises :class:`Disagreement` at the first fault."""
-    audits = report["audits"]
+    audits, trainings = report["audits"], report["audit_trainings"]
+    if (said := sum(audit["details"].get("trainings", 0) for audit in audits)) > trainings:
+        raise Disagreement(f"audit_trainings is {trainings}, and its audits took {said}")
     if not audits:
         return []
     names = [audit["name"] for audit in audits]

@@ -13,7 +13,7 @@ from dpeq.privacy.remembered import remembered_curve
 from dpeq.privacy.risk import Risk, assess
 from dpeq.reporting.accountants import compared
 from dpeq.reporting.assumptions import list_assumptions
-from dpeq.reporting.audit import read_audits, refuted
+from dpeq.reporting.audit import read_audits, refuted, trainings_for_audits
 from dpeq.reporting.checklist import checklist
 from dpeq.reporting.files import check_schema
 from dpeq.reporting.guarantee import Spent, readers, sampling, spent, statement
@@ -81,6 +81,7 @@ def recorded(source: RunDirectory, companion: Path | None) -> dict[str, Any]:
     return {
         "run": source.path.resolve().name,
         "audits": read_audits(source.path),
+        "audit_trainings": trainings_for_audits(source.path, plan),
         "utility": {**source.metrics["test"], "weights": source.metrics["weights"], "split": "test"},
         "validation": source.metrics.get("val"),
         "companion": _companion(source, Path(companion)) if companion is not None else None,

@@ -238,7 +238,8 @@ def full_report(report: dict[str, Any]) -> dict[str, Any]:
     full = report | {
         "utility": report["utility"] | {"subgroups": subgroups},
         "group_risk": report["risk"] | {"group": 4, "epsilon": "inf"},
-        "audits": audits_of(PrivacyPlan.from_dict(report["plan"])),
+        "audits": (audits := audits_of(PrivacyPlan.from_dict(report["plan"]))),
+        "audit_trainings": sum(audit["details"].get("trainings", 0) for audit in audits),
         "images": {"consent": "whoever built the report says that they may be shown.", "items": [image] * 3},
         "resources": report["resources"] | {"energy": {"kwh": 0.0123, "basis": "a rule of thumb; not measured"}},
     }

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from made_audits import changed, put_audit, step_audit, training_audit
+from made_audits import changed, put_audit, put_ledger, step_audit, training_audit
 
 from dpeq.errors import ConfigError, DataError
 from dpeq.export.statement import privacy_statement
@@ -292,6 +292,18 @@ def test_figures_from_the_units_themselves_are_said_not_to_be_covered(make_run, 
     for text in (step_audit(plan), training_audit(plan, 1.5)):
         assert title not in told(("one", text))
     assert "Trainings for audits" not in told(("one", step_audit(plan)))
+
+
+def test_trainings_of_an_audit_that_was_begun_are_told(make_run, plan):
+    """They have spent, whether or not anything was ever found."""
+    run = make_run()
+    for name in ("target", "shadow-01"):
+        put_ledger(run / "audits" / "shadow" / name, plan, 1)
+    report = build_report(run)
+    assert (report["audits"], report["audit_trainings"]) == ([], 2)
+    entry = next(entry for entry in report["assumptions"] if entry["title"] == "Trainings for audits")
+    assert "Its audits took 2 trainings on the same data under the same plan, finished or not." in entry["text"]
+    assert entry["text"] in html.unescape(render_html(report))
 
 
 def test_bounds_of_an_audit_are_rounded_to_the_safe_side(report, plan):

@@ -22,6 +22,11 @@ from dpeq.reporting.model import build_report
 AUDITS = ("one-run", "shadow", "step", "step-coins")
 
 
+def part(audits):
+    """What a report has about them."""
+    return {"audits": audits, "audit_trainings": sum(audit["details"].get("trainings", 0) for audit in audits)}
+
+
 @pytest.fixture(scope="module")
 def plan(private_run):
     return PrivacyPlan.read(private_run / "plan.json")
@@ -46,10 +51,10 @@ def test_true_audits_pass_alone_in_a_report_and_beside_their_run(audits, plan, m
     assert [audit["name"] for audit in audits] == list(AUDITS)
     assert len(at(audits, "one-run")["attack"]["roc"]) == 200  # thinned
     assert len(at(audits, "shadow")["attack"]["roc"]) < 60  # drawn whole
-    assert check_audits({"audits": audits}, plan) == [
+    assert check_audits(part(audits), plan) == [
         "Limits, intervals and areas of its audits follow from the plan and from their counts, computed anew."
     ]
-    assert check_audits({"audits": []}, plan) == []
+    assert check_audits(part([]), plan) == []
     run = make_run()
     for audit in audits:
         put_audit(run, audit["name"], json.dumps({key: value for key, value in audit.items() if key != "name"}))
@@ -71,7 +76,7 @@ def test_audits_of_any_chance_pass(plan):
         details |= {"theoretical": "inf", "share": None, "contradicts": False, "noise_multiplier": 0.0}
         audit = made | {"name": "x", "details": details, "attack": of_plan}
         open_plan = replace(plan, epsilon_target=float("inf"), noise_multiplier=0.0, accountant="none", epsilon={})
-        told = check_audits({"audits": [audit]}, replace(open_plan, mu=None))
+        told = check_audits(part([audit]), replace(open_plan, mu=None))
         assert told[1] == "Not verified: the bound of the audit x, which does not follow from counts."
 
 
@@ -204,20 +209,20 @@ def test_a_forged_value_is_found(audits, plan, forgery, reason):
     changed = copy.deepcopy(audits)
     forgery(changed)
     with pytest.raises(Disagreement, match=reason):
-        check_audits({"audits": changed}, plan)
+        check_audits(part(changed), plan)
 
 
 def test_a_limit_of_the_whole_training_is_none_of_a_step(audits, plan):
     changed = copy.deepcopy(audits)
     at(changed, "step")["attack"]["limit"] = at(changed, "one-run")["attack"]["limit"]
     with pytest.raises(Disagreement, match="step/attack/limit/0/1"):
-        check_audits({"audits": changed}, plan)
+        check_audits(part(changed), plan)
 
 
 def test_a_plan_without_privacy_sets_no_limit(plan, open_run):
     open_plan = PrivacyPlan.read(open_run / "plan.json")
     audit = {"name": "one-run", **json.loads(training_audit(open_plan, 1.5))}
-    assert len(check_audits({"audits": [audit]}, open_plan)) == 1
+    assert len(check_audits(part([audit]), open_plan)) == 1
     for forgery, reason in (
         (put("one-run", "epsilon_lower", value=lambda x: x / 2), "one-run/epsilon_lower"),
         (put("one-run", "delta", value=lambda x: x * 10), "one-run/epsilon_lower"),
@@ -230,4 +235,12 @@ def test_a_plan_without_privacy_sets_no_limit(plan, open_run):
         changed = [copy.deepcopy(audit)]
         forgery(changed)
         with pytest.raises(Disagreement, match=reason):
-            check_audits({"audits": changed}, open_plan)
+            check_audits(part(changed), open_plan)
+
+
+def test_fewer_trainings_than_its_audits_took_are_found(audits, plan):
+    said = part(audits)
+    assert said["audit_trainings"] > 0
+    check_audits(said | {"audit_trainings": said["audit_trainings"] + 5}, plan)  # of audits that were not finished
+    with pytest.raises(Disagreement, match="audit_trainings is"):
+        check_audits(said | {"audit_trainings": said["audit_trainings"] - 1}, plan)
