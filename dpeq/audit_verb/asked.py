@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dpeq.errors import ConfigError, DataError
 
@@ -22,15 +22,25 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 
 @dataclass(frozen=True)
 class Asked:
-    """What is audited: ``run`` is its folder, None for a configuration; ``amount`` counts what the method counts."""
+    """What is audited: ``run`` is its folder, None for a configuration; ``amount`` counts what the method counts.
+
+    ``run_id`` is what the run calls itself, so that its audits are told from those of a repetition under the same plan;
+    None for a configuration, and for runs from before there were such names.
+    """
 
     config: RunConfig
     plan: PrivacyPlan
     run: Path | None
+    run_id: str | None
     folder: Path
     method: Method
     amount: int
     certain: bool
+
+    @property
+    def begun(self) -> dict[str, Any]:
+        """What an audit that goes on must have begun with."""
+        return {"method": self.method, "run": self.run_id, "plan_sha256": self.plan.sha256}
 
     @property
     def one_step(self) -> PrivacyPlan:
@@ -65,7 +75,7 @@ def resolve(
     from dpeq.training.evidence import check_start
     from dpeq.training.start import MACHINE_KEYS
 
-    run = Path(target) if Path(target).is_dir() else None
+    run, start = Path(target) if Path(target).is_dir() else None, None
     if run is not None:
         if not (run / "plan.json").is_file():
             raise ConfigError(f"{run} is no run folder (it has no plan.json); name one, or a configuration.")
@@ -77,7 +87,7 @@ def resolve(
         ledger = read_ledger(run / "ledger.jsonl")
         if ledger[0]["plan_sha256"] != plan.sha256:
             raise DataError(f"{run / 'plan.json'} is not the plan of the run's ledger; restore it from a backup.")
-        check_start(run, ledger)  # that config.yaml is the run's: another training would be attacked in its place
+        start = check_start(run, ledger)  # config.yaml is the run's, or another training would be attacked
         config = load_config(run / "config.yaml", overrides, data_root=data_root)
         audits = run / "audits"
         folder = folder or audits / method
@@ -94,4 +104,4 @@ def resolve(
             "A plan without privacy promises nothing that an audit could test; give a finite epsilon, or --method "
             "shadow to see what an attack finds."
         )
-    return Asked(config, plan, run, folder, method, amount, certain)
+    return Asked(config, plan, run, None if start is None else start.run, folder, method, amount, certain)

@@ -35,8 +35,7 @@ def repeat(out: Console, asked: Asked, stop: GracefulStop) -> Outcome | None:
     plan, repetitions = asked.plan, asked.amount
     if repetitions < 100:
         raise ConfigError(f"{repetitions} repetitions can show nothing; give 100 at least, better 5000.")
-    facts = {"method": asked.method, "plan_sha256": plan.sha256, "repetitions": repetitions, "certain": asked.certain}
-    begin(asked.folder, facts)
+    begin(asked.folder, {**asked.begun, "repetitions": repetitions, "certain": asked.certain})
     audited = in_every_step(plan) if asked.certain else plan
     kept = read_scores(asked.folder)
     few = many_steps_of(audited, _TIMED)

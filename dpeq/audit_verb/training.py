@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -181,9 +181,8 @@ def _load(asked: Asked, prepared: Prepared, observer: RichObserver, amount: dict
         key = fingerprint_key(asked.run.resolve().parent, make=False)
         Start.read(asked.run).check_data(fingerprint(splits, key))
     flat = json.dumps(settings_of(asked.config, prepared.card), sort_keys=True)
-    facts: dict[str, Any] = {
-        "method": asked.method,
-        "plan_sha256": asked.plan.sha256,
+    facts = {
+        **asked.begun,
         **amount,
         "settings_sha256": hashlib.sha256(flat.encode()).hexdigest(),
         "data_sha256": fingerprint(splits, fingerprint_key(asked.folder, make=True)),

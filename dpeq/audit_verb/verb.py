@@ -77,7 +77,8 @@ def audit(
     out.print(as_table(outcome))
     out.print(f"ROC curve: {asked.folder / 'roc.svg'}", soft_wrap=True)
     if asked.run is not None:
-        out.print(f"'dpeq report {asked.run}' shows it in the report.", soft_wrap=True)
+        asking = " --attacks-on-units" if outcome.results[-1].details["looks_at_units"] else ""
+        out.print(f"'dpeq report {asked.run}{asking}' shows it in the report.", soft_wrap=True)
     if any(result.contradicts for result in outcome.results):
         err.print(
             "The audit contradicts the plan: more is revealed than it allows. Do not release what was trained so.",

@@ -39,7 +39,7 @@ from dpeq.reporting.audit import contradiction, read_audits
 from dpeq.reporting.numbers import show
 from dpeq.training.files import fingerprint_key
 from dpeq.training.loop import TrainingResult
-from dpeq.training.start import fingerprint
+from dpeq.training.start import Start, fingerprint
 
 
 @pytest.fixture
@@ -119,6 +119,8 @@ def test_a_run_gets_the_audit_for_its_report(run):
     assert f"'dpeq report {run}' shows it" in told
     (audit,) = read_audits(run)
     assert audit == {"name": "step", **record(run / "audits" / "step")}
+    begun = json.loads((run / "audits" / "step" / "begun.json").read_text())
+    assert (begun["run"], begun["plan_sha256"]) == (Start.read(run).run, plan_at(8.0).sha256)
     assert all(isinstance(show(value), str) for value in audit["details"].values())
 
 
@@ -207,6 +209,7 @@ def test_shadow_models_of_a_run(run, recipe):
     assert "5 trainings of 4 steps; time on this machine: about" in told
     assert "computed from the training images" in told
     assert "a summary of runs counts what it spends" in told
+    assert f"'dpeq report {run} --attacks-on-units' shows it" in told
     (audit,) = read_audits(run)
     assert audit["name"] == "shadow"
     assert audit["method"].startswith("shadow models, one run")
