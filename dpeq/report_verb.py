@@ -50,6 +50,7 @@ def report_runs(
     images: int | None,
     images_per_patient: int | None,
     data_root: Path | None,
+    attacks_on_units: bool,
 ) -> None:
     """Writes the report of one run, or the summary of several."""
     if pdf and importlib.util.find_spec("weasyprint") is None:  # before the seconds that the report takes
@@ -57,12 +58,13 @@ def report_runs(
     if data_root is not None and images is None:
         raise ConfigError("--data-root says where images are; give --images as well, or leave it out.")
     if len(runs) == 1 and not _inside(runs[0]):
-        _one(out, runs[0], companion, folder or runs[0], pdf, images, images_per_patient, data_root)
+        _one(out, runs[0], companion, folder or runs[0], pdf, images, images_per_patient, data_root, attacks_on_units)
         return
     for name, given in (
         ("--companion", companion),
         ("--images", images),
         ("--images-per-patient", images_per_patient),
+        ("--attacks-on-units", attacks_on_units or None),
     ):
         if given is not None:
             raise ConfigError(f"{name} belongs to the report of one run; name one, or leave it out.")
@@ -78,12 +80,18 @@ def _one(
     images: int | None,
     images_per_patient: int | None,
     data_root: Path | None,
+    attacks_on_units: bool,
 ) -> None:
     with accounting.session("pld"):
         from dpeq.reporting.model import build_report
 
         report = build_report(
-            run, companion=companion, images=images, images_per_patient=images_per_patient, data_root=data_root
+            run,
+            companion=companion,
+            images=images,
+            images_per_patient=images_per_patient,
+            data_root=data_root,
+            attacks_on_units=attacks_on_units,
         )
         from dpeq.reporting.html import write_report
     html, _ = write_report(report, folder)

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from dpeq.audit.one_run import Attack, Kind, audit_training
 from dpeq.audit.step import audit_step
-from dpeq.privacy.audit.curves import own_curves, profile_of
-from dpeq.privacy.audit.f_dp import audit_f_dp
+from dpeq.audit_verb.outcome import Outcome
+from dpeq.privacy.audit.curves import profile_of
 from dpeq.privacy.audit.membership import attack_quality
-from dpeq.privacy.audit.one_run import audit_one_run
 from dpeq.privacy.audit.result import AuditResult
 from dpeq.privacy.composition import AUDIT_LEDGER
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.privacy.tradeoff import Profile
-
-LIMIT_RATES = np.geomspace(1e-4, 1.0, 60)
 
 
 @cache
@@ -35,35 +31,42 @@ def step_audit(plan: PrivacyPlan, repetitions: int = 2000, louder: float = 1.0, 
     found = audit_step(plan, inside, outside, certain=certain).training
     one = replace(plan, steps=1, sample_rate=1.0 if certain else plan.sample_rate)
     scores, members = np.concatenate([inside, outside]), np.arange(2 * repetitions) < repetitions
-    result = replace(found, details={**found.details, "trainings": 0, "looks_at_units": False})
-    return _written(result, "step", scores, members, profile_of(one))
+    return _written(found, "step", scores, members, profile_of(one))
 
 
 @cache
 def training_audit(
-    plan: PrivacyPlan, strength: float, judged: int = 1000, kind: str = "gradient canaries", **more: Any
+    plan: PrivacyPlan, strength: float, judged: int = 1000, kind: Kind = "gradient", shadows: int = 0
 ) -> str:
-    """An attack on a whole training whose scores lie ``strength`` apart; ``more`` are details."""
+    """An attack on a whole training whose scores lie ``strength`` apart; of "member" with so many ``shadows``."""
     random = np.random.default_rng(6)
     members = random.random(judged) < 0.5
     scores = random.normal(size=judged) + strength * members
-    if not plan.private:
-        found = audit_one_run(scores, members, delta=plan.delta, theoretical=math.inf)
-        return _written(replace(found, method=f"{kind}, {found.method}"), "training", scores, members, None)
-    bare = audit_one_run(scores, members, delta=plan.delta)
-    found = audit_f_dp(scores, members, own_curves(plan), theoretical=plan.epsilon_spent)
-    beside = {"epsilon_lower_assuming_nothing": bare.epsilon_lower, "steps": plan.steps}
-    beside |= {"noise_multiplier": plan.noise_multiplier, "trainings": 1, "looks_at_units": False, **more}
-    result = replace(found, method=f"{kind}, {found.method}", details={**found.details, **beside})
-    return _written(result, "training", scores, members, profile_of(plan))
+    return training_of(plan, scores, members, kind, shadows)
+
+
+def training_of(plan: PrivacyPlan, scores: Any, members: Any, kind: Kind = "gradient", shadows: int = 0) -> str:
+    """An attack on a whole training that gave the ``members``, and all others, these ``scores``."""
+    result = audit_training(plan, Attack(kind, members, scores))
+    if shadows:
+        details = {**result.details, "shadow_models": shadows, "trainings": shadows + 1}
+        result = replace(result, details=details)
+    return _written(result, "training", scores, members, profile_of(plan) if plan.private else None)
 
 
 def put_audit(run: Path, name: str, text: str, **changes: Any) -> Path:
     """Writes an audit beside a run, with the ``changes`` of :func:`changed`."""
+    folder = begin_audit(run, name)
+    (folder / "audit.json").write_text(json.dumps(changed(json.loads(text), **changes)))
+    return folder
+
+
+def begin_audit(run: Path, name: str, **facts: Any) -> Path:
+    """The folder of an audit that was begun, with other ``facts`` about how."""
     folder = run / "audits" / name
     folder.mkdir(parents=True)
-    (folder / "begun.json").write_text("{}")
-    (folder / "audit.json").write_text(json.dumps(changed(json.loads(text), **changes)))
+    begun = {"plan_sha256": PrivacyPlan.read(run / "plan.json").sha256, **facts}
+    (folder / "begun.json").write_text(json.dumps(begun))
     return folder
 
 
@@ -81,7 +84,5 @@ def changed(audit: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return audit | changes | merged
 
 
-def _written(result: AuditResult, of: str, scores: Any, members: Any, profile: Profile | None) -> str:
-    quality = attack_quality(scores, members, profile=profile).to_dict()
-    limit = None if profile is None else [[float(a), profile.hit_rate(float(a))] for a in LIMIT_RATES]
-    return json.dumps({**result.to_dict(), "attack": {"of": of, **quality, "limit": limit}})
+def _written(result: AuditResult, of: Literal["step", "training"], scores: Any, members: Any, profile: Any) -> str:
+    return json.dumps(Outcome([result], attack_quality(scores, members, profile=profile), profile, of).to_dict())

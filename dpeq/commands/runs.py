@@ -106,6 +106,14 @@ def report(
             help="The most training images of one patient, a published number: also state what holds for a patient.",
         ),
     ] = None,
+    attacks_on_units: Annotated[
+        bool,
+        typer.Option(
+            "--attacks-on-units",
+            help="Show the figures of attacks on the training units; they tell how many there are, and no noise covers "
+            "them.",
+        ),
+    ] = False,
     data_root: DataRoot = None,
 ) -> None:
     """Write the report of a finished run, or of several; or check reports."""
@@ -113,7 +121,7 @@ def report(
 
     if check:
         given = (companion, out, images, images_per_patient, data_root)
-        if pdf or any(value is not None for value in given):
+        if pdf or attacks_on_units or any(value is not None for value in given):
             raise ConfigError("--check only reads; leave the other options out.")
         check_reports(screen, runs, of_run)
         return
@@ -128,6 +136,7 @@ def report(
         images=images,
         images_per_patient=images_per_patient,
         data_root=data_root,
+        attacks_on_units=attacks_on_units,
     )
 
 

@@ -25,7 +25,7 @@ def privacy_statement(
         DataError: when the plan's constants cost more than it states.
     """
     loss = spent(plan, ledger.steps)
-    found = refuted(audits, plan, ledger.steps, loss.epsilon) is not None
+    found = refuted(audits, plan) is not None
     sentence = statement(plan, loss, found)
     label = "GUARANTEE REFUTED" if found else "DIFFERENTIALLY PRIVATE"
     return {

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.audit import refutation
+from dpeq.reporting.audit_form import is_hidden, is_release
 from dpeq.reporting.numbers import percent_down, percent_up
 
 __all__ = ["list_assumptions"]
@@ -28,6 +29,7 @@ def list_assumptions(report: Mapping[str, Any]) -> list[dict[str, str]]:
     entries: list[tuple[Kind, str, str]] = [
         *_attention(report, plan),
         *([("attention", *shown)] if report["images"] is not None else ()),
+        *(("attention", *entry) for entry in _looked(report["audits"], plan)),
         *(_assumptions(report, plan) if plan.private else ()),
         *_not_covered(report, plan),
     ]
@@ -138,22 +140,29 @@ def _attention(report: Mapping[str, Any], plan: PrivacyPlan) -> list[tuple[Kind,
 
 
 def _above_the_limit(audits: Sequence[Mapping[str, Any]]) -> str | None:
-    """Hit rates are each tested by themselves, so one of several may lie above its limit by chance: no refutation."""
+    """Hit rates are each tested by themselves, and units of one training are not quite independent: no refutation."""
+    shown = [audit for audit in audits if not is_hidden(audit)]
     found = [
         f"{percent_down(row['low'])} at least at {percent_up(row['false_alarms_high'], 2)} false alarms "
         f"({audit['name']}), where {percent_up(row['allowed'])} are allowed "
         f"{'a step' if audit['attack']['of'] == 'step' else 'the training'}"
-        for audit in audits
+        for audit in shown
         for row in audit["attack"]["hit_rates"]
         if row["contradicts"]
     ]
     if not found:
         return None
-    tested = sum(len(audit["attack"]["hit_rates"]) for audit in audits)
+    above = [audit for audit in shown if any(row["contradicts"] for row in audit["attack"]["hit_rates"])]
+    tested = sum(len(audit["attack"]["hit_rates"]) for audit in shown)
+    related = (
+        "Those that were judged in one training are not quite independent of each other, so that this is no proof. "
+        if any(audit["attack"]["of"] == "training" for audit in above)
+        else ""
+    )
     return (
-        f"Hits above their limit: {'; '.join(found)}. {tested} hit rates were tested, each with a confidence of its "
-        "own, so one that lies above may be bad luck. Audit again before this model is released; if it happens "
-        "again, the guarantee is false."
+        f"Hits above their limit: {'; '.join(found)}. {related}{tested} hit rates were tested, each with a confidence "
+        "of its own, so one that lies above may also be bad luck. Audit again before this model is released; if it "
+        "happens again, look for the cause."
     )
 
 
@@ -260,33 +269,44 @@ def _not_covered(report: Mapping[str, Any], plan: PrivacyPlan) -> list[tuple[Kin
                 "Other releases from the same data",
                 "Losses add up over models, statistics and publications that use the same patients.",
             ),
-            *_audits(report["audits"], report["audit_trainings"], plan),
         ]
+    found += _trainings(report["audits"], report["audit_trainings"], plan)
     return [("not_covered", title, text) for title, text in found]
 
 
-def _audits(audits: Sequence[Mapping[str, Any]], trainings: int, plan: PrivacyPlan) -> list[tuple[str, str]]:
-    """What audits spent, and what they tell, beside this training."""
-    found = []
-    if trainings:
-        many = "Its audits took one further training" if trainings == 1 else f"Its audits took {trainings:,} trainings"
-        found.append(
-            (
-                "Trainings for audits",
-                f"{many} on the same data under the same plan, finished or not. They spent budget of their own, which "
-                "ε here leaves out; a summary of runs counts them.",
-            )
+def _looked(audits: Sequence[Mapping[str, Any]], plan: PrivacyPlan) -> list[tuple[str, str]]:
+    """Figures that were computed from the training data without noise, where they are shown."""
+    looked = [audit["name"] for audit in audits if audit["details"]["looks_at_units"] and not is_hidden(audit)]
+    if not looked:
+        return []
+    which = f"attack {looked[0]} was" if len(looked) == 1 else f"attacks {', '.join(looked)} were"
+    covered = "not covered by ε" if plan.private else "covered by nothing"
+    return [
+        (
+            "Figures of an attack on the training data themselves",
+            f"This report was asked to show what the {which} judged by: the training {plan.unit}s, and which of them "
+            f"were in, without noise. The hit rates, the curve and the bound are {covered}, and they tell how many "
+            f"training {plan.unit}s there are; pass this report on only where such figures may go.",
         )
-    if looked := [audit["name"] for audit in audits if audit["details"].get("looks_at_units")]:
-        found.append(
-            (
-                "Figures of an attack on the training data themselves",
-                f"The attack {', '.join(looked)} was judged on the training {plan.unit}s and on which of them were in, "
-                "without noise. Its hit rates, its curve and its bound are not covered by ε, and neither is this "
-                "report, which shows them; pass it on only where such figures may go.",
-            )
+    ]
+
+
+def _trainings(audits: Sequence[Mapping[str, Any]], trainings: int, plan: PrivacyPlan) -> list[tuple[str, str]]:
+    """What audits spent beside this training."""
+    if not trainings:
+        return []
+    many = "Its audits took one further training" if trainings == 1 else f"Its audits took {trainings:,} trainings"
+    text = f"{many} on the same data under the same plan, finished or not. "
+    if not plan.private:
+        text += "They had no noise either: whatever is left of them reveals as much as this model may."
+        return [("Trainings for audits", text)]
+    text += "They spent budget of their own, which ε here leaves out; a summary of runs counts them."
+    if heard := [audit["name"] for audit in audits if is_release(audit)]:
+        text += (
+            f" The figures of {', '.join(heard)} in this report are a release of such a training: they are covered by "
+            "what that training spent, and not by ε here."
         )
-    return found
+    return [("Trainings for audits", text)]
 
 
 def _fairness(test: dict[str, Any]) -> tuple[str, str]:

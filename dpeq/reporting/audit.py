@@ -6,88 +6,85 @@ confidence: it can show a guarantee to be false, and never to be true. Those of 
 
 from __future__ import annotations
 
-import math
-import re
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dpeq.errors import DataError
+from dpeq.errors import ConfigError, DataError
 from dpeq.privacy.accounting import upper_bound
-from dpeq.privacy.composition import read_audit_ledgers
+from dpeq.privacy.composition import AUDIT_LEDGER, read_spent
 from dpeq.privacy.plan import PrivacyPlan
+from dpeq.reporting.audit_form import HIDDEN, is_name, odd_claim, odd_record
 from dpeq.reporting.numbers import percent_down, round_down, round_up, scientific
+from dpeq.reporting.rundir import read_plan
 from dpeq.reporting.strict import read_strict
+from dpeq.training.start import Start
 
 __all__ = [
     "FOLDER",
     "contradiction",
-    "is_name",
-    "odd_attack",
-    "odd_detail",
+    "hide_units",
     "read_audit",
     "read_audits",
     "refutation",
     "refuted",
     "trainings_for_audits",
+    "unfinished_audits",
 ]
 
 FOLDER = "audits"
 """Of a run: each audit in a folder of its own name."""
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
-_FOLDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
-_LONGEST = 240  # characters of a method's name, and of what it assumes
-_POINTS = 200  # of a curve
+_RESULT, _BEGUN = "audit.json", "begun.json"
 _KEYS = {"method", "epsilon_lower", "confidence", "delta", "details", "attack"}
-_ALWAYS = {"theoretical", "share", "contradicts", "assumes"}  # of the details
-_ATTACK = {"of", "members", "others", "confidence", "auc", "hit_rates", "roc", "limit"}
-_HIT_RATE = {"rate", "hits", "low", "high", "false_alarms_high", "allowed", "contradicts"}
+_AGAIN = "audit again in another folder, and leave this one: its ledgers say what was spent"
+_MEND = f"restore it from a backup, or call it something else; then {_AGAIN}"
 
 
 def read_audits(run: Path) -> list[dict[str, Any]]:
     """Every finished audit in RUN/audits, sorted by ``name``, which is its folder's and added to :func:`read_audit`'s.
 
-    Raises :class:`DataError` for one that is damaged or whose folder's name is none, and for RUN/audit.json, where
-    older versions kept one audit: what it found must not be overlooked.
+    What an audit found must not be overlooked, so :class:`DataError` is raised for one that is damaged, or of another
+    plan or run than this one, for a folder whose name is none, for a result that lies anywhere else below RUN/audits,
+    for symbolic links there, and for RUN/audit.json, where older versions kept one audit.
     """
-    if (old := run / "audit.json").exists():
+    if (old := run / _RESULT).exists():
         raise DataError(
             f"{old} is of an older version, which kept one audit of a run; audit the run again, then remove the file."
         )
-    found = []
-    for folder in sorted((run / FOLDER).glob("*/")):
-        audit = read_audit(folder)
-        if audit is None:
-            continue  # it was begun, and says nothing yet
-        if not is_name(folder.name):
-            raise DataError(
-                f"{folder} is no name of an audit; rename it: small letters, digits and dashes, 41 at most."
-            )
-        found.append({"name": folder.name, **audit})
-    return found
+    folders = _folders(run)
+    if not folders:
+        return []
+    plan = read_plan(run / "plan.json")
+    found = ((folder.name, read_audit(folder, plan)) for folder in folders)
+    return [{"name": name, **audit} for name, audit in found if audit is not None]
 
 
-def read_audit(folder: Path) -> dict[str, Any] | None:
+def unfinished_audits(run: Path) -> list[str]:
+    """The names, sorted, of audits that were begun in RUN/audits and have no result. Raises as :func:`read_audits`."""
+    return [folder.name for folder in _folders(run) if not (folder / _RESULT).exists()]
+
+
+def read_audit(folder: Path, plan: PrivacyPlan) -> dict[str, Any] | None:
     """FOLDER/audit.json, or None without one.
 
     Its keys: ``method`` (a name), ``epsilon_lower`` >= 0 (a lower bound on epsilon at ``delta`` that holds with
-    probability ``confidence``), ``details`` (see :func:`odd_detail`) and ``attack`` (see :func:`odd_attack`). Raises
-    :class:`DataError` otherwise.
+    probability ``confidence``), ``details`` and ``attack`` (see :mod:`dpeq.reporting.audit_form`). Raises
+    :class:`DataError` for what no audit of ``plan`` says.
     """
-    path = folder / "audit.json"
+    path = folder / _RESULT
     try:
         audit = read_strict(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); audit again, or remove {folder}.") from error
+        raise DataError(f"{path} cannot be read ({error}); {_MEND}.") from error
     if not isinstance(audit, dict) or set(audit) != _KEYS:
-        raise DataError(f"{path} does not have the keys {', '.join(sorted(_KEYS))} alone; audit again.")
-    if place := _odd(audit):
-        raise DataError(f"{path} says in {place} what no audit does; audit again, or remove {folder}.")
+        raise DataError(f"{path} does not have the keys {', '.join(sorted(_KEYS))} alone; {_MEND}.")
+    if place := odd_record(audit) or odd_claim(audit, plan):
+        raise DataError(f"{path} says in {place} what no audit of this plan does; {_MEND}.")
     return audit
 
 
@@ -98,123 +95,102 @@ def trainings_for_audits(run: Path, plan: PrivacyPlan) -> int:
     that is damaged or of another plan than the run's.
     """
     below: Counter[str] = Counter()
-    for spent in read_audit_ledgers(run):
+    for path in sorted((run / FOLDER).rglob(AUDIT_LEDGER)):
+        name = path.relative_to(run / FOLDER).parts[0]
+        try:
+            spent = read_spent(path)
+        except DataError as error:
+            why = (
+                "is empty" if path.is_file() and path.stat().st_size == 0 else f"is damaged ({str(error).rstrip('.')})"
+            )
+            raise DataError(
+                f"{path}, a ledger of the audit {name}, {why}, so that nobody can say what it spent; restore it from a "
+                "backup."
+            ) from error
         if spent.plan.sha256 != plan.sha256:
             raise DataError(
                 f"The ledger {spent.path} belongs to another plan than {run / 'plan.json'}; restore the plan it was "
                 "made with."
             )
-        below[spent.path.relative_to(run / FOLDER).parts[0]] += 1
-    said = Counter({audit["name"]: audit["details"].get("trainings", 0) for audit in read_audits(run)})
-    return (below | said).total()  # of each name the larger number
+        below[name] += 1
+    said = Counter({audit["name"]: audit["details"]["trainings"] for audit in read_audits(run)})
+    return sum((below | said).values())  # of each name the larger number
 
 
-def is_name(name: Any) -> bool:
-    """Whether the folder of an audit may be called so.
+def _folders(run: Path) -> list[Path]:
+    """The folders of audits that were begun, sorted; raises :class:`DataError` for what no audit leaves there."""
+    top = run / FOLDER
+    begun = set()
+    if top.is_symlink():
+        raise DataError(f"{top} is a symbolic link, and audits belong to their run; move what it points to here.")
+    for place, folders, files in os.walk(top, onerror=_unreadable) if top.is_dir() else ():
+        for path in (Path(place, name) for name in sorted([*folders, *files])):
+            if path.is_symlink():
+                raise DataError(
+                    f"{path} is a symbolic link, and audits belong to their run; move what it points to here."
+                )
+            if path.name == _RESULT and path.parent.parent != top:
+                raise DataError(
+                    f"{path} is not where a report looks for audits; move its folder, with all that is in it, to "
+                    f"{top / 'NAME'}."
+                )
+            if path.name in (_RESULT, _BEGUN, AUDIT_LEDGER) and path.parent != top:
+                begun.add(top / path.relative_to(top).parts[0])
+    for folder in sorted(begun):
+        if not is_name(folder.name):
+            raise DataError(
+                f"{folder} is no name of an audit; rename it: small letters, digits and dashes, 41 at most."
+            )
+        _check_begun(run, folder)
+    return sorted(begun)
 
-    >>> [is_name(name) for name in ("one-run", "step-2", "", "-x", "A", "a/b")]
-    [True, True, False, False, False, False]
+
+def _check_begun(run: Path, folder: Path) -> None:
+    """That the audit was begun as one of this run, where its folder says how it was begun."""
+    path = folder / _BEGUN
+    try:
+        begun = read_strict(path)
+    except FileNotFoundError as error:
+        if not (folder / _RESULT).exists():
+            return  # its ledgers alone are there, and have a plan of their own
+        raise DataError(f"{folder} lacks {_BEGUN}, which says what was audited; restore it, or {_AGAIN}.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); restore it from a backup, or {_AGAIN}.") from error
+    if not isinstance(begun, dict) or begun.get("plan_sha256") != read_plan(run / "plan.json").sha256:
+        raise DataError(f"{path} is of an audit of another plan than {run / 'plan.json'}; put it back to its own run.")
+    try:
+        own = begun.get("run") is None or begun["run"] == Start.read(run).run  # older ones do not say
+    except ConfigError as error:
+        raise DataError(f"{path} names its run, and {error}") from error
+    if not own:
+        raise DataError(f"{path} is of an audit of another run than {run}; put it back to its own run.")
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read ({error.strerror}), and may hold audits; make it readable.")
+
+
+def hide_units(audit: Mapping[str, Any], plan: PrivacyPlan) -> dict[str, Any]:
+    """An attack on the training units themselves, without what was computed from them.
+
+    Its figures come from the data without noise, and any of them may give away how many units there are. Only a bound
+    that contradicts the plan is kept. Other audits are as they were.
     """
-    return isinstance(name, str) and _FOLDER_NAME.fullmatch(name) is not None
-
-
-def odd_detail(details: Mapping[str, Any]) -> str | None:
-    """The first key of an audit's details that says what no audit does, or that is missing; None if all are sound.
-
-    Numbers, truth values and nothing at all are; words are read by people who decide, so there are two: what the bound
-    ``assumes``, and a ``theoretical`` epsilon of "inf".
-    """
-    if missing := sorted(_ALWAYS - details.keys()):
-        return missing[0]
-    for key, value in details.items():
-        words = isinstance(value, str) and (
-            (key == "theoretical" and value == "inf") or (key == "assumes" and len(value) <= _LONGEST)
-        )
-        plain = value is None or isinstance(value, bool | int | float)
-        if not (words or plain) or not _NAME.fullmatch(key):
-            return str(key)
-    kinds = {"contradicts": bool, "one_step_contradicts": bool, "looks_at_units": bool, "in_every_step": bool}
-    kinds |= {"assumes": str, "trainings": int}
-    wrong = (key for key, kind in kinds.items() if key in details and type(details[key]) is not kind)
-    return next(wrong, "trainings" if details.get("trainings", 0) < 0 else None)
-
-
-def odd_attack(attack: Any) -> str | None:
-    """The first key of an audit's ``attack`` that says what no attack does; "attack" for what is none; None if sound.
-
-    An attack names what it was ``of`` ("step": one private step; "training": a whole one), how many ``members`` and
-    ``others`` it judged, the ``confidence`` of its limits, its ``auc``, ``hit_rates`` as
-    :class:`~dpeq.privacy.audit.membership.HitRate` has them, the curve ``roc`` of (false alarm rate, hit rate) from
-    (0, 0) to (1, 1) and the ``limit`` of such pairs that the plan sets, up to (1, 1), None without privacy.
-    """
-    if not isinstance(attack, dict) or set(attack) != _ATTACK:
-        return "attack"
-    confidence = attack["confidence"]
-    sound = {
-        "of": attack["of"] in ("step", "training"),
-        "members": _is_count(attack["members"]),
-        "others": _is_count(attack["others"]),
-        "confidence": _is_share(confidence) and 0.5 <= confidence < 1,
-        "auc": _is_share(attack["auc"]),
-        "hit_rates": _are_hit_rates(attack["hit_rates"]),
-        "roc": _is_curve(attack["roc"]) and [attack["roc"][0], attack["roc"][-1]] == [[0, 0], [1, 1]],
-        "limit": attack["limit"] is None or (_is_curve(attack["limit"]) and attack["limit"][-1] == [1, 1]),
+    if not audit["details"]["looks_at_units"]:
+        return dict(audit)
+    return {
+        **audit,
+        "epsilon_lower": audit["epsilon_lower"] if refuted([audit], plan) else None,
+        "delta": plan.delta if plan.private else None,  # that of an audit without privacy follows from the number
+        "details": {key: audit["details"].get(key) for key in HIDDEN},
+        "attack": None,
     }
-    return next((key for key, is_sound in sound.items() if not is_sound), None)
-
-
-def _odd(audit: dict[str, Any]) -> str | None:
-    lower, details = audit["epsilon_lower"], audit["details"]
-    if not (isinstance(audit["method"], str) and 0 < len(audit["method"]) <= _LONGEST):
-        return "method"
-    if not (_is_number(lower) and 0 <= lower < math.inf):
-        return "epsilon_lower"
-    for key in ("confidence", "delta"):
-        if not (_is_share(audit[key]) and 0 < audit[key] < 1):
-            return key
-    if not isinstance(details, dict):
-        return "details"
-    if (found := odd_detail(details)) is not None:
-        return f"details/{found}"
-    if (found := odd_attack(audit["attack"])) is not None:
-        return "attack" if found == "attack" else f"attack/{found}"
-    return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _are_hit_rates(rows: Any) -> bool:
-    if not (isinstance(rows, list) and rows and all(isinstance(row, dict) and set(row) == _HIT_RATE for row in rows)):
-        return False
-    shares = all(_is_share(row[key]) for row in rows for key in _HIT_RATE - {"allowed", "contradicts"})
-    others = all((row["allowed"] is None or _is_share(row["allowed"])) for row in rows)
-    flags = all(isinstance(row["contradicts"], bool) for row in rows)
-    return shares and others and flags and all(a["rate"] < b["rate"] for a, b in pairwise(rows))
-
-
-def _is_curve(points: Any) -> bool:
-    """At least two and at most 200 pairs of shares, of which neither side ever falls."""
-    if not (isinstance(points, list) and 2 <= len(points) <= _POINTS):
-        return False
-    if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_share, pair)) for pair in points):
-        return False
-    return all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(points))
 
 
 def contradiction(audit: Mapping[str, Any], plan: PrivacyPlan, steps: int, epsilon: float) -> str | None:
-    """One sentence when the audit measured more than the training allows at the audit's own delta, or than a step does.
+    """One sentence when the audit measured more than ``steps`` steps allow at its own delta, or than one step does.
 
-    ``epsilon`` is what the guarantee states at the plan's delta.
+    ``epsilon`` is what they allow at the plan's delta.
     """
     if not plan.private:
         return None
@@ -222,13 +198,13 @@ def contradiction(audit: Mapping[str, Any], plan: PrivacyPlan, steps: int, epsil
     if delta != plan.delta:
         allowed, _, _ = upper_bound(plan.sample_rate, plan.noise_multiplier, steps, delta)
     sure = f"with confidence {percent_down(audit['confidence'])}"
-    if audit["epsilon_lower"] > allowed:
+    if audit["epsilon_lower"] is not None and audit["epsilon_lower"] > allowed:
         return (
             f"The audit ({audit['method']}) finds that epsilon is at least {round_down(audit['epsilon_lower'], 3)} "
             f"{sure}, where the guarantee allows {round_up(allowed, 3)} at delta {scientific(delta)}."
         )
     of_step, of_plan = details.get("one_step_epsilon_lower"), details.get("one_step_theoretical")
-    if _is_number(of_step) and _is_number(of_plan) and of_step > of_plan:
+    if of_step is not None and of_plan is not None and of_step > of_plan:
         return (
             f"The audit ({audit['method']}) finds that the epsilon of a single step is at least "
             f"{round_down(of_step, 3)} {sure}, where the plan has {round_up(of_plan, 3)} at delta {scientific(delta)}."
@@ -236,16 +212,16 @@ def contradiction(audit: Mapping[str, Any], plan: PrivacyPlan, steps: int, epsil
     return None
 
 
-def refuted(audits: Sequence[Mapping[str, Any]], plan: PrivacyPlan, steps: int, epsilon: float) -> str | None:
-    """:func:`contradiction` of each audit that has one, sentence after sentence; None where none has."""
-    found = [contradiction(audit, plan, steps, epsilon) for audit in audits]
+def refuted(audits: Sequence[Mapping[str, Any]], plan: PrivacyPlan) -> str | None:
+    """:func:`contradiction` of each audit that has one, sentence after sentence; None where none has.
+
+    Audits train, or count, as many steps as the plan has, so what they find is held against the whole plan, also while
+    the run itself has taken fewer.
+    """
+    found = [contradiction(audit, plan, plan.steps, plan.epsilon_spent) for audit in audits]
     return " ".join(sentence for sentence in found if sentence) or None
 
 
 def refutation(report: Mapping[str, Any]) -> str | None:
     """:func:`refuted` of a report's own entries."""
-    guarantee = report["guarantee"]
-    if not guarantee["private"]:
-        return None
-    plan = PrivacyPlan.from_dict(report["plan"])
-    return refuted(report["audits"], plan, guarantee["steps"], guarantee["epsilon"])
+    return refuted(report["audits"], PrivacyPlan.from_dict(report["plan"]))

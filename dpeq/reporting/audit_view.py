@@ -7,10 +7,17 @@ from typing import Any
 
 from markupsafe import Markup
 
+from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting import numbers
+from dpeq.reporting.audit_form import is_hidden, is_release, kind_of
 from dpeq.reporting.roc import attack_plot
 
-__all__ = ["audit_view"]
+__all__ = ["audit_view", "bad_luck"]
+
+_SHADOWS = (
+    "Networks were trained on random halves of the {unit}s themselves; how they answer for one {unit} that they had, "
+    "or had not, told the attacker which the network under attack had seen."
+)
 
 Rows = list[tuple[str, Any, Any]]
 
@@ -19,33 +26,58 @@ _TITLES = {
     "gradient": "A training with made-up gradients",
     "input": "A training with made-up images",
     "shadow": "Who was in the training set? Shadow models",
-    "other": "Another attack",
 }
-_METHODS = {"gradient canaries": "gradient", "input canaries": "input", "shadow models": "shadow"}
+_KINDS = {
+    **{"one private step": "step", "gradient canaries": "gradient", "input canaries": "input"},
+    "shadow models": "shadow",
+}
 _SHOWN = {"theoretical", "share", "contradicts", "assumes", "one_step_theoretical", "one_step_contradicts"}
 _SHOWN |= {"one_step_epsilon_lower", "trainings", "looks_at_units"}  # in words or in the table
 
 
 def audit_view(report: Mapping[str, Any]) -> dict[str, Any]:
-    """``audits``, one mapping for each; ``audit_summary``, rows with several side by side; ``audit_confidence``."""
+    """``audits``, one mapping for each; ``audit_summary``, rows with several side by side; ``audit_confidence``.
+
+    ``unfinished`` names those without a result.
+    """
     audits = [_audit(report, number, audit) for number, audit in enumerate(report["audits"], 1)]
-    rows = [_summary_row(report, audit) for audit in report["audits"]]
+    rows = [_summary_row(audit) for audit in report["audits"] if not is_hidden(audit)]
     confidences = sorted({audit["confidence"] for audit in report["audits"]})
     return {
         "audits": audits,
         "audit_summary": rows if len(rows) > 1 else [],
         "audit_confidence": " to ".join(numbers.percent_down(confidence) for confidence in confidences),
+        "unfinished": report["unfinished_audits"],
     }
 
 
+def bad_luck(audits: int) -> str:
+    """How often bounds that hold with 95 % each are too high by chance alone.
+
+    >>> bad_luck(1)
+    'By bad luck alone a bound is too high in up to one audit of twenty.'
+    """
+    alone = "By bad luck alone a bound is too high in up to one audit of twenty"
+    if audits <= 1:
+        return f"{alone}."
+    some = f"{min(5 * audits, 100)}\N{NO-BREAK SPACE}%"
+    return f"{alone}; of {audits} audits at least one may be, with a probability of up to {some}."
+
+
 def _kind(audit: Mapping[str, Any]) -> str:
-    if audit["attack"]["of"] == "step":
-        return "step"
-    return next((kind for words, kind in _METHODS.items() if audit["method"].startswith(words)), "other")
+    return _KINDS[str(kind_of(audit["method"]))]
 
 
 def _audit(report: Mapping[str, Any], number: int, audit: Mapping[str, Any]) -> dict[str, Any]:
-    details, kind = audit["details"], _kind(audit)
+    details, kind, attack = audit["details"], _kind(audit), audit["attack"]
+    if is_hidden(audit):
+        return {
+            "id": f"audit-{number}",
+            "name": audit["name"],
+            "title": _TITLES[kind],
+            "sentences": _hidden(report, audit),
+            "rows": [],
+        }
     return {
         "id": f"audit-{number}",
         "name": audit["name"],
@@ -53,10 +85,10 @@ def _audit(report: Mapping[str, Any], number: int, audit: Mapping[str, Any]) -> 
         "sentences": _sentences(report, kind, audit),
         "rows": _rows(report, audit),
         "of_step": kind == "step",
-        "figure": Markup(attack_plot(audit["attack"], f"audit-{number}-roc")),
+        "figure": Markup(attack_plot(attack, f"audit-{number}-roc")),
         "rest": [
             ("method", audit["method"]),
-            ("members and others judged", f"{audit['attack']['members']:,} and {audit['attack']['others']:,}"),
+            ("members and others judged", f"{attack['members']:,} and {attack['others']:,}"),
             *((key.replace("_", " "), _detail(key, value)) for key, value in details.items() if key not in _SHOWN),
         ],
     }
@@ -75,9 +107,7 @@ def _sentences(report: Mapping[str, Any], kind: str, audit: Mapping[str, Any]) -
         "input": f"The data were trained on once more, with {attack['members'] + attack['others']:,} made-up images, "
         "each in or out by a fair coin, and the attacker asked the network of the end alone how sure it is of their "
         "labels.",
-        "shadow": f"Networks were trained on random parts of the {unit}s themselves; how they answer for a {unit} that "
-        "they had, or had not, told the attacker whom the network under attack had seen.",
-        "other": "It is named below.",
+        "shadow": _SHADOWS.format(unit=unit),
     }[kind]
     sentences = [told]
     if kind == "step":
@@ -89,9 +119,10 @@ def _sentences(report: Mapping[str, Any], kind: str, audit: Mapping[str, Any]) -
             f"{coins}Hits, ROC curve and their limits are those of this single step; what all {steps:,} steps of the "
             "training reveal is said by its ε alone."
         )
-    if trainings := details.get("trainings", 0):
-        times = "one further training" if trainings == 1 else f"{trainings:,} further trainings"
-        sentences.append(f"It took {times} on the same data, beside the one that this report is about.")
+    if details["trainings"]:
+        sentences.append(_took(details["trainings"]))
+    if is_release(audit) and report["guarantee"]["private"]:
+        sentences.append("Its figures are a release of that training, whose loss the ε of this run leaves out.")
     if details.get("looks_at_units"):
         sentences.append(
             f"Its figures were computed from the training {unit}s and from who was in, without noise: the guarantee "
@@ -99,6 +130,32 @@ def _sentences(report: Mapping[str, Any], kind: str, audit: Mapping[str, Any]) -
         )
     sentences.append(f"The bound on ε assumes: {details['assumes']}")
     return sentences
+
+
+def _hidden(report: Mapping[str, Any], audit: Mapping[str, Any]) -> list[str]:
+    """Of an attack whose figures are not shown: that it was carried out, and whether it contradicted the plan."""
+    unit, private = report["guarantee"]["unit"], report["guarantee"]["private"]
+    outcome = "There is no plan that it could contradict."
+    if private:
+        outcome = "It did not contradict the plan, which proves nothing: the attack may be weak."
+    if audit["epsilon_lower"] is not None:
+        outcome = (
+            f"It CONTRADICTED the plan: ε is at least {numbers.round_down(audit['epsilon_lower'])}, where the plan has "
+            f"{_allowed_epsilon(report)}."
+        )
+    return [
+        _SHADOWS.format(unit=unit),
+        _took(audit["details"]["trainings"]),
+        f"This attack was carried out. {outcome}",
+        f"Its figures were computed from the training {unit}s without noise and tell how many there are, so they are "
+        "left out here: they lie with the run, and 'dpeq report RUN --attacks-on-units' shows them.",
+        f"The bound on ε assumes: {audit['details']['assumes']}",
+    ]
+
+
+def _took(trainings: int) -> str:
+    times = "one further training" if trainings == 1 else f"{trainings:,} further trainings"
+    return f"It took {times} on the same data, beside the one that this report is about."
 
 
 def _rows(report: Mapping[str, Any], audit: Mapping[str, Any]) -> Rows:
@@ -112,7 +169,13 @@ def _rows(report: Mapping[str, Any], audit: Mapping[str, Any]) -> Rows:
         )
     ]
     if details["share"] is not None:
-        rows.append(("Share of it that the attack explains", numbers.percent(details["share"], 0), None))
+        rows.append(
+            (
+                "Explained: share of the allowed ε that the attack could prove",
+                numbers.percent(details["share"], 0),
+                None,
+            )
+        )
     if "one_step_epsilon_lower" in details:
         rows.append(
             (
@@ -135,13 +198,11 @@ def _rows(report: Mapping[str, Any], audit: Mapping[str, Any]) -> Rows:
 
 
 def _allowed_epsilon(report: Mapping[str, Any]) -> str:
-    guarantee = report["guarantee"]
-    if not guarantee["private"]:
-        return "no limit"
-    return f"at most {numbers.round_up(guarantee['epsilon'])}"
+    plan = PrivacyPlan.from_dict(report["plan"])  # an audit is of all its steps, also where the run took fewer
+    return f"at most {numbers.round_up(plan.epsilon_spent)}" if plan.private else "no limit"
 
 
-def _summary_row(report: Mapping[str, Any], audit: Mapping[str, Any]) -> tuple[Any, ...]:
+def _summary_row(audit: Mapping[str, Any]) -> tuple[Any, ...]:
     share, last = audit["details"]["share"], audit["attack"]["hit_rates"][-1]
     return (
         f"{_TITLES[_kind(audit)]} ({audit['name']})",

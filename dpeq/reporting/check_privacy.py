@@ -47,7 +47,7 @@ def check_guarantee(report: dict[str, Any], plan: PrivacyPlan) -> str:
     claimed = Spent(
         steps, epsilon, guarantee["mu"], guarantee["accountant"], guarantee["accountant_note"], guarantee["complete"]
     )
-    if found := refuted(report["audits"], plan, steps, epsilon):  # before sentences, which say so
+    if found := refuted(report["audits"], plan):  # before sentences, which say so
         raise Disagreement(f"THE GUARANTEE IS FALSE. {found.rstrip('.')}")
     if guarantee["statement"] != statement(plan, claimed):
         raise Disagreement("the sentence that states the guarantee does not carry its numbers")

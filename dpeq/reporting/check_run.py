@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import UndefinedError
 
 from dpeq import __version__
+from dpeq.reporting.audit_form import is_hidden
 from dpeq.reporting.check_privacy import Disagreement
 from dpeq.reporting.model import recorded
 from dpeq.reporting.rundir import RunDirectory, ledger_facts, read_plan, read_run
@@ -21,8 +22,8 @@ UNVERIFIED = "Not verified: "
 
 WITHOUT_RUN = (
     f"{UNVERIFIED}the run is not at hand (--run names its folder). Its name, the model, the data, the ledger, what "
-    "audits counted, the symmetry, warnings, times, versions, thresholds, groups of patients, and ends of intervals "
-    "are as the report states them."
+    "audits counted, which were begun and not finished, the symmetry, warnings, times, versions, thresholds, groups of "
+    "patients, and ends of intervals are as the report states them."
 )
 
 
@@ -42,7 +43,8 @@ def check_run(report: dict[str, Any], folder: Path) -> list[str]:
         return [*done, f"{UNVERIFIED}{folder} holds no scores; all but plan and ledger is as the report states it."]
     source = read_run(folder)
     companion = _companion(report, source)
-    expected = json.loads(json.dumps(recorded(source, companion)))
+    shown = any(audit["details"]["looks_at_units"] and not is_hidden(audit) for audit in report["audits"])
+    expected = json.loads(json.dumps(recorded(source, companion, attacks_on_units=shown)))
     notes = []
     if report["companion"] is not None and companion is None:
         expected["companion"] = report["companion"]
@@ -57,7 +59,7 @@ def check_run(report: dict[str, Any], folder: Path) -> list[str]:
         notes.append(f"{UNVERIFIED}whether the images are of the test split, and the answers to them the model's.")
     if report["group_risk"] is not None:
         notes.append(f"{UNVERIFIED}that no patient has more than {report['group_risk']['group']:,} training images.")
-    return [*done, f"Scores, model, data, warnings and origin are those of the files in {folder}.", *notes]
+    return [*done, f"Scores, model, data, audits, warnings and origin are those of the files in {folder}.", *notes]
 
 
 def _companion(report: dict[str, Any], source: RunDirectory) -> Path | None:

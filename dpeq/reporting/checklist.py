@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from dpeq.reporting.audit import refutation
+from dpeq.reporting.audit_form import is_hidden
 from dpeq.reporting.numbers import percent, percent_down, round_down, round_up, scientific, show, signal
 
 __all__ = ["UNKNOWN", "checklist", "tier"]
@@ -189,19 +190,12 @@ def _top(report: dict[str, Any]) -> Items:
 
 
 def _middle(report: dict[str, Any]) -> Items:
-    guarantee, run, audits = report["guarantee"], report["provenance"], report["audits"]
+    guarantee, run = report["guarantee"], report["provenance"]
+    tried = report["audits"] or report["unfinished_audits"]
     correct = f"The ledger is unbroken and has {report['ledger']['steps']:,} steps"
     if guarantee["private"]:
         correct += "; epsilon was recomputed from the plan's constants"
-    if not audits:
-        correct += "; the training was not audited."
-    else:
-        best = max(audits, key=lambda audit: float(audit["epsilon_lower"]))
-        who = "an audit" if len(audits) == 1 else f"the strongest of {len(audits)} audits"
-        correct += (
-            f"; {who} found epsilon to be at least {round_down(best['epsilon_lower'], 3)} with confidence "
-            f"{percent_down(best['confidence'])}" + (", MORE THAN THE GUARANTEE ALLOWS." if refutation(report) else ".")
-        )
+    correct += f"; {_audited(report)}"
     channels = "Noise is a discrete Gaussian in whole numbers, so its digits tell nothing; timing of steps is outside."
     if not guarantee["private"]:
         channels = "Not examined: there is no guarantee that they could break."
@@ -210,7 +204,7 @@ def _middle(report: dict[str, Any]) -> Items:
     if run["log_private_metrics"]:
         channels += " Losses and gradient norms were logged without noise."
     return [
-        ("Algorithms and their correctness", correct, "#audits" if audits else "#provenance"),
+        ("Algorithms and their correctness", correct, "#audits" if tried else "#provenance"),
         ("Utility", _utility(report), "#performance"),
         ("Bias", _bias(report["utility"]), "#subgroups" if report["utility"].get("subgroups") else "#performance"),
         ("Side channels", channels, "#limits"),
@@ -220,6 +214,28 @@ def _middle(report: dict[str, Any]) -> Items:
             "#limits",
         ),
     ]
+
+
+def _audited(report: dict[str, Any]) -> str:
+    """What audits found, of several the strongest; where one refutes the guarantee, that and nothing else."""
+    if found := refutation(report):
+        return f"REFUTED. {found}"
+    audits, unfinished = report["audits"], report["unfinished_audits"]
+    shown = [audit for audit in audits if not is_hidden(audit)]
+    told = []
+    if shown:
+        best = max(shown, key=lambda audit: float(audit["epsilon_lower"]))
+        who = "an audit" if len(shown) == 1 else f"the strongest of {len(shown)} audits"
+        told.append(
+            f"{who} found epsilon to be at least {round_down(best['epsilon_lower'], 3)} with confidence "
+            f"{percent_down(best['confidence'])}"
+        )
+    if hidden := [audit["name"] for audit in audits if is_hidden(audit)]:
+        outcome = "did not contradict the plan" if report["guarantee"]["private"] else "was carried out"
+        told.append(f"an attack on the training units ({', '.join(hidden)}) {outcome}; its figures are not shown here")
+    if unfinished:
+        told.append(f"begun and without a result: {', '.join(unfinished)}")
+    return "; ".join(told) + "." if told else "the training was not audited."
 
 
 def _utility(report: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from dpeq.reporting import numbers
+from dpeq.reporting.audit_form import is_hidden
 from dpeq.reporting.files import as_text, check_schema, write_whole
 from dpeq.reporting.view import view
 from dpeq.resources import asset
@@ -21,17 +22,20 @@ __all__ = ["page", "render_html", "write_report"]
 def write_report(report: dict[str, Any], out_dir: Path) -> tuple[Path, Path]:
     """Writes ``report.html`` and ``report.json`` into ``out_dir``, each whole or not at all; returns their paths.
 
-    Files that show images of people can be read by their owner alone.
+    Files that show images of people, or figures of an attack on the training units themselves, can be read by their
+    owner alone.
     """
     check_schema(report, "report")
     html = render_html(report)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     html_path, json_path = out_dir / "report.html", out_dir / "report.json"
-    pictures = report["images"] is not None
-    write_whole(json_path, as_text(report).encode(), owner_alone=pictures)
+    private = report["images"] is not None or any(
+        audit["details"]["looks_at_units"] and not is_hidden(audit) for audit in report["audits"]
+    )
+    write_whole(json_path, as_text(report).encode(), owner_alone=private)
     # The page comes last: where there is one, all of the report is there.
-    write_whole(html_path, html.encode(), owner_alone=pictures)
+    write_whole(html_path, html.encode(), owner_alone=private)
     return html_path, json_path
 
 

@@ -13,7 +13,7 @@ from dpeq.privacy.remembered import remembered_curve
 from dpeq.privacy.risk import Risk, assess
 from dpeq.reporting.accountants import compared
 from dpeq.reporting.assumptions import list_assumptions
-from dpeq.reporting.audit import read_audits, refuted, trainings_for_audits
+from dpeq.reporting.audit import hide_units, read_audits, refuted, trainings_for_audits, unfinished_audits
 from dpeq.reporting.checklist import checklist
 from dpeq.reporting.files import check_schema
 from dpeq.reporting.guarantee import Spent, readers, sampling, spent, statement
@@ -22,7 +22,7 @@ from dpeq.reporting.rundir import MAY_DIFFER, RunDirectory, read_run
 
 __all__ = ["SCHEMA_VERSION", "build_report", "recorded"]
 
-SCHEMA_VERSION = "3.0"
+SCHEMA_VERSION = "3.1"
 
 
 def build_report(
@@ -32,14 +32,17 @@ def build_report(
     images_per_patient: int | None = None,
     images: int | None = None,
     data_root: Path | None = None,
+    attacks_on_units: bool = False,
 ) -> dict[str, Any]:
     """The report of the run in ``run_dir``; it satisfies ``privacy_reports/report.schema.json``.
 
     ``companion`` is a run without privacy on the same data, whose scores stand beside this one's.
     ``images_per_patient`` is the most images that one patient has in the training set, a published number: with it the
     report of an image-level run also says what limits hold for a whole patient. ``images`` asks for so many pictures of
-    the test split, from ``data_root`` where the data is elsewhere now. On one machine the same files give the same
-    report, byte for byte; another processor may round the last digits of accountants otherwise.
+    the test split, from ``data_root`` where the data is elsewhere now. ``attacks_on_units`` shows the figures of
+    attacks on the training units themselves, which no noise covers and which tell how many units there are. On one
+    machine the same files give the same report, byte for byte; another processor may round the last digits of
+    accountants otherwise.
 
     Raises :class:`DataError` when the run is incomplete, its ledger broken, its parts contradict each other, or the
     companion is private or was tested on other data; :class:`ConfigError` for an ``images_per_patient`` that says
@@ -47,19 +50,23 @@ def build_report(
     """
     with accounting.session("pld"):  # one process answers for the guarantee, the risk and the curve
         source = read_run(Path(run_dir))
-        built = _report(source, companion, images_per_patient, _images(source, images, data_root))
+        built = _report(source, companion, images_per_patient, _images(source, images, data_root), attacks_on_units)
     report: dict[str, Any] = json.loads(json.dumps(built))  # tuples become lists, as they will be after writing
     check_schema(report, "report")
     return report
 
 
 def _report(
-    source: RunDirectory, companion: Path | None, images_per_patient: int | None, images: dict[str, Any] | None
+    source: RunDirectory,
+    companion: Path | None,
+    images_per_patient: int | None,
+    images: dict[str, Any] | None,
+    attacks_on_units: bool,
 ) -> dict[str, Any]:
     plan, steps = source.plan, source.ledger.steps
     loss, risk = spent(plan, steps), assess(plan, steps)
     group = group_risk(plan, steps, images_per_patient)
-    audited = refuted(read_audits(source.path), plan, steps, loss.epsilon)
+    audited = refuted(read_audits(source.path), plan)
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "run": source.path.resolve().name,
@@ -67,7 +74,7 @@ def _report(
         "accountants": compared(plan, steps),
         "risk": None if risk is None else risk.to_dict(),
         "group_risk": None if group is None else group.to_dict(),
-        **recorded(source, companion),
+        **recorded(source, companion, attacks_on_units=attacks_on_units),
         "images": images,
         "epsilon_curve": [[step, eps] for step, eps in remembered_curve(plan)] if plan.private else [],
     }
@@ -75,12 +82,13 @@ def _report(
     return {**report, "checklist": checklist(report)}
 
 
-def recorded(source: RunDirectory, companion: Path | None) -> dict[str, Any]:
+def recorded(source: RunDirectory, companion: Path | None, *, attacks_on_units: bool) -> dict[str, Any]:
     """The entries of the report that its files alone decide: no accountant is asked, so every machine says the same."""
-    plan, run = source.plan, source.run
+    plan, run, audits = source.plan, source.run, read_audits(source.path)
     return {
         "run": source.path.resolve().name,
-        "audits": read_audits(source.path),
+        "audits": audits if attacks_on_units else [hide_units(audit, plan) for audit in audits],
+        "unfinished_audits": unfinished_audits(source.path),
         "audit_trainings": trainings_for_audits(source.path, plan),
         "utility": {**source.metrics["test"], "weights": source.metrics["weights"], "split": "test"},
         "validation": source.metrics.get("val"),

@@ -113,7 +113,7 @@ def _read(path: Path, below: Path | None) -> _Run:
         "majority": None,
         "seconds": None,
         "audit_trainings": trainings_for_audits(path, plan),
-        "refuted": refuted(read_audits(path), plan, plan.steps, plan.epsilon_spent),  # audits are of the whole plan
+        "refuted": refuted(read_audits(path), plan),
         "report": None if below is None else _report(path, plan.private, Path(below)),
     }
     if not finished:

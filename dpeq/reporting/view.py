@@ -6,7 +6,7 @@ from typing import Any
 
 from dpeq.reporting import numbers
 from dpeq.reporting.audit import refutation
-from dpeq.reporting.audit_view import audit_view
+from dpeq.reporting.audit_view import audit_view, bad_luck
 from dpeq.reporting.privacy_view import best_guess, privacy_view
 from dpeq.reporting.record_view import record_view
 from dpeq.reporting.utility_view import utility_view
@@ -39,6 +39,7 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
         "sections": sections(report),
         "summary": _summary(report),
         "refuted": refutation(report),
+        "luck": bad_luck(len(report["audits"])),
         "best_guess": None if refutation(report) else best_guess(report),
         "attention": sum(entry["kind"] == "attention" for entry in report["assumptions"]),
         **privacy_view(report),
@@ -51,12 +52,13 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
 def sections(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Sections by id in the order of the page: {"number", "title"}; what a report has nothing about is left out."""
     absent = {
-        "audits": not report["audits"],
+        "audits": not (report["audits"] or report["unfinished_audits"]),
         "subgroups": not report["utility"].get("subgroups"),
         "images": not report["images"],
     }
     shown = [name for name in _TITLES if not absent.get(name)]
-    titles = _TITLES | ({"audits": "An attack that was carried out"} if len(report["audits"]) == 1 else {})
+    attacks = {0: "Attacks that were begun", 1: "An attack that was carried out"}
+    titles = _TITLES | {"audits": attacks.get(len(report["audits"]), _TITLES["audits"])}
     return {name: {"number": number, "title": titles[name]} for number, name in enumerate(shown, 1)}
 
 

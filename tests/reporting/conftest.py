@@ -208,8 +208,8 @@ def audits_of(plan: PrivacyPlan) -> list[dict[str, Any]]:
     """One of each kind that the page tells apart, as a report lists them."""
     written = {
         "one-run": training_audit(plan, 0.8 * (plan.mu or 0.0)),
-        "black-box": training_audit(plan, 0.1, kind="input canaries"),
-        "shadow": training_audit(plan, 0.5, judged=600, kind="shadow models", trainings=9, looks_at_units=True),
+        "black-box": training_audit(plan, 0.1, kind="input"),
+        "shadow": training_audit(plan, 0.5, judged=600, kind="member", shadows=8),
         "step": step_audit(plan),
     }
     return [{"name": name, **json.loads(text)} for name, text in sorted(written.items())]
@@ -239,7 +239,8 @@ def full_report(report: dict[str, Any]) -> dict[str, Any]:
         "utility": report["utility"] | {"subgroups": subgroups},
         "group_risk": report["risk"] | {"group": 4, "epsilon": "inf"},
         "audits": (audits := audits_of(PrivacyPlan.from_dict(report["plan"]))),
-        "audit_trainings": sum(audit["details"].get("trainings", 0) for audit in audits),
+        "audit_trainings": sum(audit["details"]["trainings"] for audit in audits),
+        "unfinished_audits": ["black-box-2", "step-2"],
         "images": {"consent": "whoever built the report says that they may be shown.", "items": [image] * 3},
         "resources": report["resources"] | {"energy": {"kwh": 0.0123, "basis": "a rule of thumb; not measured"}},
     }

@@ -1,25 +1,39 @@
 from __future__ import annotations
 
+import copy
 import html
 import json
 import re
+from dataclasses import replace
 
 import pytest
-from made_audits import changed, put_audit, put_ledger, step_audit, training_audit
+from finished_runs import cell_config, lay_down, plan_at
+from made_audits import begin_audit, changed, put_audit, put_ledger, step_audit, training_audit
 
 from dpeq.errors import ConfigError, DataError
 from dpeq.export.statement import privacy_statement
 from dpeq.privacy.accounting import upper_bound
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.risk import assess, assess_epsilon
-from dpeq.reporting.audit import contradiction, odd_detail, read_audit, read_audits, refuted
+from dpeq.reporting.audit import (
+    contradiction,
+    read_audit,
+    read_audits,
+    refutation,
+    refuted,
+    trainings_for_audits,
+    unfinished_audits,
+)
+from dpeq.reporting.audit_form import odd_detail
 from dpeq.reporting.audit_view import audit_view
 from dpeq.reporting.check import Disagreement, check_contents
+from dpeq.reporting.check_run import check_run
 from dpeq.reporting.html import render_html
 from dpeq.reporting.model import build_report
-from dpeq.reporting.numbers import percent_up
+from dpeq.reporting.numbers import percent_up, round_down
 from dpeq.reporting.risks import group_risk, risk_from_dict
 from dpeq.reporting.rundir import ledger_facts
+from dpeq.training.start import Start
 
 
 def titles(report):
@@ -40,8 +54,6 @@ def test_all_audits_of_a_run_are_in_its_report_by_name(make_run, plan):
     run = make_run()
     for name, text in (("step-2", step_audit(plan)), ("one-run", training_audit(plan, 1.5))):
         put_audit(run, name, text)
-    (run / "audits" / "begun").mkdir()
-    (run / "audits" / "begun" / "begun.json").write_text("{}")
     (run / "audits" / "notes.txt").touch()
     report = build_report(run)
     assert report["audits"] == [
@@ -49,7 +61,10 @@ def test_all_audits_of_a_run_are_in_its_report_by_name(make_run, plan):
         {"name": "step-2", **json.loads(step_audit(plan))},
     ]
     assert titles(report) == []
-    assert build_report(make_run())["audits"] == []
+    nothing = build_report(make_run())
+    assert (nothing["audits"], nothing["unfinished_audits"]) == ([], [])
+    (make := make_run() / "audits").write_text("a file of that name is no folder of audits")
+    assert read_audits(make.parent) == []
 
 
 def test_folders_that_are_no_audits_names_and_files_of_older_versions_are_refused(make_run, plan):
@@ -68,16 +83,17 @@ def test_folders_that_are_no_audits_names_and_files_of_older_versions_are_refuse
 def test_one_audit_of_several_above_the_guarantee_is_the_first_thing_said(make_run, plan):
     run = make_run(warnings=["2 files were skipped"])
     put_audit(run, "a", training_audit(plan, 1.5))
-    put_audit(run, "b", step_audit(plan), epsilon_lower=9.0, method="A")
-    put_audit(run, "c", step_audit(plan), epsilon_lower=9.5, method="B")
+    put_audit(run, "b", step_audit(plan), epsilon_lower=9.0)
+    put_audit(run, "c", training_audit(plan, 1.5, kind="input"), epsilon_lower=9.5)
     report = build_report(run)
     assert titles(report)[0] == "THE GUARANTEE IS FALSE"
     text = report["assumptions"][0]["text"]
     text = text.replace("\N{NO-BREAK SPACE}", " ")
     assert (
-        "(A) finds that epsilon is at least 9.000 with confidence 95.0 %, where the guarantee allows 7.998 at" in text
+        "(one private step, 4000 times) finds that epsilon is at least 9.000 with confidence 95.0 %, where the "
+        "guarantee allows 7.998 at" in text
     )
-    assert "(B) finds that epsilon is at least 9.500" in text
+    assert "(input canaries, one run, subsampled gaussian curves) finds that epsilon is at least 9.500" in text
     assert "gradient canaries" not in text
     assert "Do not release this model" in text
 
@@ -98,7 +114,9 @@ def test_an_audit_contradicts_a_guarantee_at_its_own_delta(plan, audit):
     assert contradicts(plan.epsilon_spent + 0.01, 1e-4)
     assert not contradicts(plan.epsilon_spent, 1e-4)
     assert contradicts(0.01, 1e-6, steps=0, epsilon=0.0)
-    assert refuted([], plan, plan.steps, plan.epsilon_spent) is None
+    assert refuted([], plan) is None
+    assert refuted([audit | {"epsilon_lower": plan.epsilon_spent}], plan) is None
+    assert refuted([audit | {"epsilon_lower": plan.epsilon_spent * 1.001}], plan) is not None
 
 
 def test_a_step_that_reveals_more_than_a_step_may_refutes_the_training(plan, audit):
@@ -122,6 +140,19 @@ def test_a_step_that_reveals_more_than_a_step_may_refutes_the_training(plan, aud
         ({"delta": 0.0}, "delta"),
         ({"method": ""}, "method"),
         ({"method": "x" * 241}, "method"),
+        ({"method": "one private step, 4001 times"}, "method"),
+        ({"method": "A proof of the guarantee"}, "method"),
+        ({"details": {"assumes": "Nothing."}}, "details/assumes"),
+        ({"details": {"in_every_step": False}}, "details/assumes"),
+        ({"details": {"looks_at_units": True}}, "details/looks_at_units"),
+        ({"details": {"looks_at_units": None}}, "details/looks_at_units"),
+        ({"details": {"trainings": 1}}, "details/trainings"),
+        ({"details": {"shadow_models": 4}}, "details/shadow_models"),
+        ({"details": {"one_step_epsilon_lower": None}}, "details/one_step_epsilon_lower"),
+        ({"details": {"one_step_theoretical": "inf"}}, "details/one_step_theoretical"),
+        ({"details": {"one_step_contradicts": True}}, "details/one_step_contradicts"),
+        ({"details": {"contradicts": True}}, "details/contradicts"),
+        ({"attack": {"members": 1999}}, "method"),
         ({"details": {"verdict": "the guarantee is proven"}}, "details/verdict"),
         ({"details": {"assumes": "x" * 241}}, "details/assumes"),
         ({"details": {"assumes": 1}}, "details/assumes"),
@@ -151,24 +182,128 @@ def test_a_step_that_reveals_more_than_a_step_may_refutes_the_training(plan, aud
         ({"attack": {"verdict": 1}}, "in attack what"),
     ],
 )
-def test_an_audit_that_is_none_is_refused(tmp_path, audit, change, place):
-    assert read_audit(tmp_path) is None
+def test_an_audit_that_is_none_is_refused(tmp_path, plan, audit, change, place):
+    assert read_audit(tmp_path, plan) is None
     (tmp_path / "audit.json").write_text(json.dumps(changed(audit)))
-    assert read_audit(tmp_path) == audit
+    assert read_audit(tmp_path, plan) == audit
     (tmp_path / "audit.json").write_text(json.dumps(changed(audit, **change)))
-    with pytest.raises(DataError, match=rf"audit\.json .*{place}.*; audit again"):
-        read_audit(tmp_path)
+    with pytest.raises(DataError, match=rf"audit\.json .*{place}.*; restore it .* another folder, and leave this one"):
+        read_audit(tmp_path, plan)
     (tmp_path / "audit.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
-        read_audit(tmp_path)
+        read_audit(tmp_path, plan)
+
+
+@pytest.mark.parametrize("key", ["one_step_epsilon_lower", "one_step_theoretical", "one_step_contradicts", "trainings"])
+def test_an_audit_of_a_step_says_what_the_step_reveals(tmp_path, plan, audit, key):
+    del (details := dict(audit["details"]))[key]
+    (tmp_path / "audit.json").write_text(json.dumps(audit | {"details": details}))
+    with pytest.raises(DataError, match=f"details/{key}"):
+        read_audit(tmp_path, plan)
+
+
+def test_an_audit_of_another_plan_is_refused_by_its_words(tmp_path, plan, audit):
+    (tmp_path / "audit.json").write_text(json.dumps(audit))
+    with pytest.raises(DataError, match="details/assumes"):
+        read_audit(tmp_path, replace(plan, steps=plan.steps + 1))
+
+
+def test_results_that_a_report_would_overlook_are_refused(make_run, plan, tmp_path):
+    """Deeper, beside the folders, behind a link: bad news could lie in any of them."""
+    elsewhere = make_run()
+    put_audit(elsewhere, "step", step_audit(plan))
+
+    def refused(run, reason):
+        for read in (read_audits, unfinished_audits, build_report):
+            with pytest.raises(DataError, match=reason):
+                read(run)
+
+    run = make_run()
+    put_audit(run, "step", step_audit(plan))
+    (run / "audits" / "step").rename(run / "audits" / "deep")
+    (run / "audits" / "step").mkdir()
+    (run / "audits" / "deep").rename(run / "audits" / "step" / "old")
+    refused(run, r"step/old/audit\.json is not where a report looks for audits; move its folder")
+    run = make_run()
+    put_audit(run, "step", step_audit(plan))
+    (run / "audits" / "step" / "audit.json").rename(run / "audits" / "audit.json")
+    refused(run, r"audits/audit\.json is not where a report looks")
+    for name, target in (("step", elsewhere / "audits" / "step"), ("gone", tmp_path / "nothing")):
+        run = make_run()
+        (run / "audits").mkdir()
+        (run / "audits" / name).symlink_to(target)
+        refused(run, f"audits/{name} is a symbolic link, and audits belong to their run")
+    run = make_run()
+    (run / "audits").symlink_to(elsewhere / "audits")
+    refused(run, "audits is a symbolic link")
+    assert len(read_audits(elsewhere)) == 1
+
+
+def test_audits_belong_to_the_run_they_were_begun_of(make_run, plan, tmp_path):
+    run = make_run()
+    folder = put_audit(run, "step", step_audit(plan))
+
+    def begun(text, reason):
+        (folder / "begun.json").write_text(text)
+        with pytest.raises(DataError, match=reason):
+            read_audits(run)
+
+    begun(json.dumps({"plan_sha256": "0" * 64}), "audit of another plan")
+    begun("{}", "audit of another plan")
+    begun("[]", "audit of another plan")
+    begun("{", r"begun\.json cannot be read .* restore it .* leave this one")
+    begun(json.dumps({"plan_sha256": plan.sha256, "run": "ab"}), r"names its run, and .* has no start\.json")
+    (folder / "begun.json").unlink()
+    with pytest.raises(DataError, match=r"lacks begun\.json, .* audit again in another folder, and leave this one"):
+        read_audits(run)
+    begun_run = lay_down(tmp_path, cell_config(tmp_path, "x", 8.0))
+    name, theirs = Start.read(begun_run).run, plan_at(8.0)
+    folder = put_audit(begun_run, "step", step_audit(theirs))
+    for own, fine in ((name, True), ("0" * 32, False)):
+        (folder / "begun.json").write_text(json.dumps({"plan_sha256": theirs.sha256, "run": own}))
+        if fine:
+            assert len(read_audits(begun_run)) == 1
+        else:
+            with pytest.raises(DataError, match="is of an audit of another run"):
+                read_audits(begun_run)
+
+
+def test_audits_without_a_result_are_named(make_run, plan):
+    run = make_run()
+    put_audit(run, "step", step_audit(plan))
+    begin_audit(run, "one-run")
+    put_ledger(run / "audits" / "shadow" / "target", plan, 1)
+    (run / "audits" / "empty").mkdir()
+    assert unfinished_audits(run) == ["one-run", "shadow"]
+    report = build_report(run)
+    assert ([audit["name"] for audit in report["audits"]], report["unfinished_audits"]) == (
+        *(["step"], ["one-run", "shadow"]),
+    )
+    begin_audit(run, "Two")
+    with pytest.raises(DataError, match="Two is no name of an audit"):
+        unfinished_audits(run)
+
+
+def test_what_an_audit_spent_is_not_guessed_from_a_damaged_ledger(make_run, plan):
+    run = make_run()
+    put_ledger(run / "audits" / "shadow" / "target", plan, 2)
+    ledger = run / "audits" / "shadow" / "target" / "audit-ledger.jsonl"
+    whole = ledger.read_bytes()
+    for content, reason in ((b"", "is empty"), (whole.replace(b'"step"', b'"stop"'), "is damaged")):
+        ledger.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{ledger}, a ledger of the audit shadow, {reason}.*restore it") as raised:
+            trainings_for_audits(run, plan)
+        assert "delete" not in str(raised.value)
+    ledger.write_bytes(whole)
+    assert trainings_for_audits(run, plan) == 1
 
 
 @pytest.mark.parametrize(("key", "value"), [("contradicts", 1), ("allowed", 1.5), ("low", -0.1), ("rate", 0.5)])
-def test_a_hit_rate_that_is_none_is_refused(tmp_path, audit, key, value):
+def test_a_hit_rate_that_is_none_is_refused(tmp_path, plan, audit, key, value):
     rows = [audit["attack"]["hit_rates"][0] | {key: value}, audit["attack"]["hit_rates"][1]]
     (tmp_path / "audit.json").write_text(json.dumps(changed(audit, attack={"hit_rates": rows})))
     with pytest.raises(DataError, match="attack/hit_rates"):
-        read_audit(tmp_path)
+        read_audit(tmp_path, plan)
 
 
 @pytest.mark.parametrize("missing", ["theoretical", "share", "contradicts", "assumes"])
@@ -211,13 +346,12 @@ def test_the_report_of_images_states_the_patients_risk_and_says_where(image_run)
     assert "What holds for 3 images of one patient is stated" in texts[1]
 
 
-def test_details_are_numbers_and_two_known_words(tmp_path, audit):
+def test_details_are_numbers_and_two_known_words(audit):
     details = {
         **{"theoretical": "inf", "share": None, "contradicts": True, "assumes": "That all steps are alike."},
         **{"mu_lower": None, "n": 2},
     }
-    (tmp_path / "audit.json").write_text(json.dumps(audit | {"details": details}))
-    assert read_audit(tmp_path)["details"] == details
+    assert odd_detail(details) is None
 
 
 def test_a_report_that_an_audit_refutes_says_so_wherever_it_speaks_of_its_guarantee(make_run, plan):
@@ -234,7 +368,9 @@ def test_a_report_that_an_audit_refutes_says_so_wherever_it_speaks_of_its_guaran
     assert answers["Privacy parameters"].startswith("REFUTED by an audit; claimed were ε = 8.00")
     assert answers["Formal statement"].startswith("THE GUARANTEE IS FALSE")
     correct = answers["Algorithms and their correctness"].replace("\N{NO-BREAK SPACE}", " ")
-    assert correct.endswith("at least 9.000 with confidence 99.9 %, MORE THAN THE GUARANTEE ALLOWS.")
+    assert "steps; epsilon was recomputed from the plan's constants; REFUTED. The audit (one private step" in correct
+    assert "at least 9.000 with confidence 99.9 %, where the guarantee allows 7.998" in correct
+    assert "strongest" not in correct
     page = render_html(report)
     text = " ".join(html.unescape(re.sub("<[^>]+>", " ", page)).split())
     assert "<title>REFUTED: " in page
@@ -245,7 +381,8 @@ def test_a_report_that_an_audit_refutes_says_so_wherever_it_speaks_of_its_guaran
     for told in ("8.00", "10⁻⁴", "1 in 10,000", "at most", "≤"):
         assert told not in cards
     assert cards.count("refuted by an audit") == 2
-    with pytest.raises(Disagreement, match="audits/step/details/share"):  # the figure was put in
+    assert text.count("By bad luck alone a bound is too high in up to one audit of twenty.") == 2
+    with pytest.raises(Disagreement, match="audits/step/confidence is 0"):  # the figure was put in
         check_contents(report)
     (folder / "audit.json").write_text(step_audit(plan))
     held = build_report(run)
@@ -271,27 +408,130 @@ def test_hits_above_their_limit_need_attention_and_refute_nothing(make_run, plan
     assert titles(report) == ["An attack hit more often than the plan allows"]
     text = report["assumptions"][0]["text"].replace("\N{NO-BREAK SPACE}", " ")
     alarms = percent_up(first["false_alarms_high"], 2).replace("\N{NO-BREAK SPACE}", " ")
-    told = f"25.7 % at least at {alarms} false alarms (one-run), where 23.5 % are allowed the training. 2 hit rates"
+    told = f"25.7 % at least at {alarms} false alarms (one-run), where 23.5 % are allowed the training. Those that"
     assert told in text
+    assert "not quite independent of each other, so that this is no proof. 2 hit rates were tested" in text
+    of_step = json.loads(step_audit(plan))
+    of_step["attack"]["hit_rates"][0] |= {"contradicts": True}
+    put_audit(other := make_run(), "step", json.dumps(of_step))
+    text = build_report(other)["assumptions"][0]["text"]
+    assert "are allowed a step. 2 hit rates were tested" in text.replace("\N{NO-BREAK SPACE}", " ")
     assert "REFUTED" not in json.dumps(report)
 
 
-def test_figures_from_the_units_themselves_are_said_not_to_be_covered(make_run, plan):
-    def told(*audits):
-        run = make_run()
-        for name, text in audits:
-            put_audit(run, name, text)
-        return {entry["title"]: entry for entry in build_report(run)["assumptions"]}
+FIGURES = "Figures of an attack on the training data themselves"
 
-    shadow = training_audit(plan, 0.5, judged=600, kind="shadow models", trainings=9, looks_at_units=True)
-    title = "Figures of an attack on the training data themselves"
-    entry = told(("shadow", shadow), ("one-run", training_audit(plan, 1.5)))
-    assert (entry[title]["kind"], entry["Trainings for audits"]["kind"]) == ("not_covered", "not_covered")
-    assert "The attack shadow was judged on the training patients" in entry[title]["text"]
+
+@pytest.fixture(scope="module")
+def shadow(plan):
+    return training_audit(plan, 0.5, judged=600, kind="member", shadows=8)
+
+
+def notes(report):
+    return {entry["title"]: entry for entry in report["assumptions"]}
+
+
+def test_figures_from_the_units_themselves_are_shown_where_they_are_asked_for(make_run, plan, shadow):
+    run = make_run()
+    put_audit(run, "shadow", shadow)
+    put_audit(run, "one-run", training_audit(plan, 1.5))
+    shown = build_report(run, attacks_on_units=True)
+    assert shown["audits"][1] == {"name": "shadow", **json.loads(shadow)}
+    entry = notes(shown)
+    assert (entry[FIGURES]["kind"], entry["Trainings for audits"]["kind"]) == ("attention", "not_covered")
+    assert "the attack shadow was judged by: the training patients" in entry[FIGURES]["text"]
+    assert "tell how many training patients there are" in entry[FIGURES]["text"]
     assert "Its audits took 10 trainings on the same data" in entry["Trainings for audits"]["text"]
-    for text in (step_audit(plan), training_audit(plan, 1.5)):
-        assert title not in told(("one", text))
-    assert "Trainings for audits" not in told(("one", step_audit(plan)))
+    assert (
+        "The figures of one-run in this report are a release of such a training"
+        in entry["Trainings for audits"]["text"]
+    )
+    hidden = build_report(run)
+    assert [audit["name"] for audit in hidden["audits"]] == ["one-run", "shadow"]
+    assert hidden["audits"][0] == shown["audits"][0]
+    assert FIGURES not in notes(hidden)
+    assert notes(hidden)["Trainings for audits"] == entry["Trainings for audits"]
+    for report in (shown, hidden):
+        check_contents(report)
+        assert "audits" in check_run(report, run)[-1]
+    for texts in ((step_audit(plan),), (training_audit(plan, 1.5),)):
+        other = make_run()
+        put_audit(other, "one", texts[0])
+        told = notes(build_report(other, attacks_on_units=True))
+        assert FIGURES not in told
+        assert ("Trainings for audits" in told) is (texts[0] != step_audit(plan))
+
+
+def test_no_count_of_units_is_anywhere_in_a_report_that_was_not_asked_for_it(make_run, plan, shadow):
+    run = make_run()
+    put_audit(run, "shadow", shadow)
+    attack = json.loads(shadow)["attack"]
+    report = build_report(run)
+    page = render_html(report)
+    only = " ".join(html.unescape(re.sub("<[^>]+>", " ", page[page.index('id="audits"') :])).split())
+    only = only[: only.index("What it rests on")]
+    for count in (attack["members"], attack["others"], 600):
+        assert f'"members": {count}' not in json.dumps(report)
+        assert str(count) not in only
+    assert report["audits"][0]["attack"] is None
+    for told in (
+        "This attack was carried out. It did not contradict the plan",
+        "tell how many there are, so they are left out here: they lie with the run",
+        "'dpeq report RUN --attacks-on-units' shows them",
+        "It took 9 further trainings on the same data",
+    ):
+        assert told in only
+    assert "ε at least" not in only
+    answers = {row["item"]: row["answer"] for rows in report["checklist"].values() for row in rows}
+    said = answers["Algorithms and their correctness"]
+    assert "; an attack on the training units (shadow) did not contradict the plan; its figures are not shown" in said
+    for word in ("members", "guessed", "strength", "share", "auc", "roc"):
+        assert word not in json.dumps(report["audits"])
+    forged = copy.deepcopy(report)
+    forged["audits"][0]["details"]["trainings"] = 5
+    forged["audits"][0]["details"]["shadow_models"] = 4
+    with pytest.raises(Disagreement, match="audits/0/details/trainings is 5, and 9"):
+        check_run(forged, run)
+
+
+def test_a_refutation_by_an_attack_on_the_units_is_never_left_out(make_run, plan):
+    run = make_run()
+    above = {"contradicts": True, "share": 9.0009 / plan.epsilon_spent}
+    put_audit(
+        *(run, "shadow", training_audit(plan, 2.0, kind="member", shadows=4)), epsilon_lower=9.0009, details=above
+    )
+    full, hidden = build_report(run, attacks_on_units=True), build_report(run)
+    assert full["audits"][0]["details"]["contradicts"]
+    lower = full["audits"][0]["epsilon_lower"]
+    assert (hidden["audits"][0]["epsilon_lower"], hidden["audits"][0]["attack"]) == (lower, None)
+    for report in (full, hidden):
+        assert titles(report)[0] == "THE GUARANTEE IS FALSE"
+        assert report["guarantee"]["statement"].startswith("THE GUARANTEE IS FALSE")
+        with pytest.raises(Disagreement, match="shadow/epsilon_lower" if report is full else "THE GUARANTEE IS FALSE"):
+            check_contents(report)  # the counts do not say so
+    assert refutation(full) == refutation(hidden)
+    text = html.unescape(render_html(hidden))
+    assert "GUARANTEE REFUTED" in text
+    assert f"It CONTRADICTED the plan: ε is at least {round_down(lower)}, where the plan has at most 8.00." in text
+
+
+def test_a_run_without_privacy_keeps_the_figures_of_its_units_too(make_run, open_run):
+    plan = PrivacyPlan.read(open_run / "plan.json")
+    run = make_run(plan=plan.to_dict(), rng="seeded", seed=0)
+    put_audit(run, "shadow", training_audit(plan, 3.0, judged=432, kind="member", shadows=4))
+    hidden, shown = build_report(run), build_report(run, attacks_on_units=True)
+    assert "432" not in json.dumps(hidden["audits"])
+    assert FIGURES not in notes(hidden)
+    assert notes(shown)[FIGURES]["kind"] == "attention"
+    assert "are covered by nothing" in notes(shown)[FIGURES]["text"]
+    for report in (hidden, shown):
+        text = notes(report)["Trainings for audits"]["text"]
+        assert text.startswith("Its audits took 5 trainings on the same data under the same plan, finished or not.")
+        assert "They had no noise either" in text
+        assert "budget" not in text
+        check_contents(report)
+        check_run(report, run)
+    assert "There is no plan that it could contradict." in render_html(hidden)
 
 
 def test_trainings_of_an_audit_that_was_begun_are_told(make_run, plan):

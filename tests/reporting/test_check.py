@@ -37,7 +37,7 @@ def test_a_true_report_passes_with_and_without_its_run(written, private_run):
     with_run = check_report(written(), run_dir=private_run)
     assert with_run[:7] == alone[:7]
     assert "unbroken" in with_run[7]
-    assert with_run[8].startswith("Scores, model, data, warnings and origin")
+    assert with_run[8].startswith("Scores, model, data, audits, warnings and origin")
 
 
 def test_an_open_report_passes(open_report, open_run, tmp_path):

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from jinja2 import StrictUndefined, Template
+from made_audits import begin_audit
 from typer.testing import CliRunner
 
 from dpeq.cli import app
@@ -24,6 +25,7 @@ def room(make_run, open_run, tmp_path_factory):
     """A run with a warning and its companion, side by side."""
     room = tmp_path_factory.mktemp("room")
     shutil.copytree(make_run(warnings=["2 files were skipped"], resumed=1), room / "ours")
+    begin_audit(room / "ours", "one-run")
     shutil.copytree(open_run, room / "theirs")
     return room
 
@@ -39,6 +41,7 @@ def test_all_of_a_true_report_is_that_of_its_run(room, true):
 
 FORGERIES = {
     "run": lambda r: r.update(run="another"),
+    "unfinished_audits": lambda r: r.update(unfinished_audits=[]),
     "model/parameters": lambda r: r["model"].update(parameters=12),
     "model/certified_by": lambda r: r["model"].update(certified_by="the authority"),
     "data/title": lambda r: r["data"].update(title="CheXpert"),
@@ -123,7 +126,7 @@ def test_the_verb_takes_the_run_that_lies_elsewhere(true, room, tmp_path, monkey
     alone, with_run = dpeq(path, "--check"), dpeq(path, "--check", "--run", room / "ours")
     assert "\nNot verified: the run is not at hand" in alone
     assert "Not verified" not in with_run
-    assert "ok  Scores, model, data, warnings" in with_run
+    assert "ok  Scores, model, data, audits, warnings" in with_run
     for arguments, reason in (
         ((room / "ours", "--run", room / "ours"), "--run belongs to --check"),
         ((path, path, "--check", "--run", room / "ours"), "name one report"),

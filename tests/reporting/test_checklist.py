@@ -70,7 +70,9 @@ def test_answers_carry_the_runs_own_figures(answers):
     assert "NOT covered" not in said["Releases that are covered"]
 
 
-AUDIT = {"method": "m", "epsilon_lower": 1.5, "confidence": 0.95, "delta": 1e-4, "details": {}}
+AUDIT = {"method": "m", "epsilon_lower": 1.5, "confidence": 0.95, "delta": 1e-4, "details": {}, "attack": {}}
+STEP = {"one_step_epsilon_lower": 2.0, "one_step_theoretical": 1.0}
+HIDDEN = AUDIT | {"name": "shadow", "epsilon_lower": None, "attack": None}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,26 @@ AUDIT = {"method": "m", "epsilon_lower": 1.5, "confidence": 0.95, "delta": 1e-4,
             lambda r: r.update(audits=[AUDIT | {"epsilon_lower": 1.0}, AUDIT, AUDIT | {"epsilon_lower": 0.0}]),
             "Algorithms and their correctness",
             "; the strongest of 3 audits found epsilon to be at least 1.500 with confidence 95.0",
+        ),
+        (
+            lambda r: r.update(audits=[AUDIT, HIDDEN]),
+            "Algorithms and their correctness",
+            "; an audit found epsilon to be at least 1.500 with confidence 95.0",
+        ),
+        (
+            lambda r: r.update(audits=[HIDDEN]),
+            "Algorithms and their correctness",
+            "; an attack on the training units (shadow) did not contradict the plan; its figures are not shown here.",
+        ),
+        (
+            lambda r: r.update(unfinished_audits=["one-run", "step-2"]),
+            "Algorithms and their correctness",
+            "recomputed from the plan's constants; begun and without a result: one-run, step-2.",
+        ),
+        (
+            lambda r: r.update(audits=[AUDIT | {"details": STEP}, AUDIT | {"epsilon_lower": 3.0}]),
+            "Algorithms and their correctness",
+            "; REFUTED. The audit (m) finds that the epsilon of a single step is at least 2.000 with confidence 95.0",
         ),
     ],
 )

@@ -346,7 +346,38 @@ def test_one_attack_needs_no_table_of_all_and_none_no_section(full_report, repor
     one = render_html(full_report | {"audits": full_report["audits"][:1]})
     assert "An attack that was carried out" in one
     assert "All attacks" not in one
+    assert "By bad luck alone a bound is too high in up to one audit of twenty." in one
     assert "carried out" not in render_html(report)
+
+
+def test_audits_without_a_result_are_named_also_where_none_has_one(report, full_report):
+    def told(page):
+        place = page[page.index('<h2 id="audits"') : page.index('<h2 id="limits"')]
+        return " ".join(re.sub("<[^>]+>", "", place).split())
+
+    begun = told(render_html(report | {"unfinished_audits": ["one-run"]}))
+    assert begun == (
+        "3Attacks that were begun Begun and without a result, so that nothing is known of what it would have found: "
+        "one-run."
+    )
+    assert "confidence" not in begun
+    both = told(render_html(full_report))
+    assert "nothing is known of what they would have found: black-box-2, step-2." in both
+    assert "Each bound holds with 95.0" in both
+    assert "; of 4 audits at least one may be, with a probability of up to 20 %." in both
+    assert "It is no share of patients." in both
+
+
+def test_what_a_training_with_canaries_shows_is_said_to_be_a_release_of_it(text, full_report):
+    parts = re.split(r'<h3 id="audit-\d">', text[text.index('id="audits"') : text.index('id="limits"')])[1:]
+    for part, audit in zip(parts, full_report["audits"], strict=True):
+        said = "a release of that training, whose loss the ε of this run leaves out" in part
+        assert said is (audit["name"] in ("black-box", "one-run"))
+        assert "95 % intervals; of trainings they are approximate" in part
+        assert "what is certain" not in part
+        assert ("the intervals in the table, which are approximate" in " ".join(part.split())) is (
+            audit["name"] != "step"
+        )
 
 
 def test_an_attack_on_a_run_without_privacy_has_no_limit_beside_it(open_report, open_run):

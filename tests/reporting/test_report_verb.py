@@ -6,10 +6,12 @@ import json
 import shutil
 
 import pytest
+from made_audits import put_audit, training_audit
 from typer.testing import CliRunner
 
 from dpeq.cli import app
 from dpeq.errors import ConfigError
+from dpeq.privacy.plan import PrivacyPlan
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +52,28 @@ def test_a_report_with_images_is_for_its_owner_alone(private_run, tmp_path, monk
     assert {path.stat().st_mode & 0o077 for path in (tmp_path / "shown").iterdir()} == {0}
 
 
+def test_figures_of_attacks_on_units_are_shown_where_they_are_asked_for(make_run, tmp_path):
+    run = make_run()
+    plan = PrivacyPlan.read(run / "plan.json")
+    put_audit(run, "shadow", training_audit(plan, 0.5, judged=600, kind="member", shadows=8))
+    shown, hidden = tmp_path / "shown", tmp_path / "hidden"
+    dpeq(run, "--attacks-on-units", "--out", shown)
+    dpeq(run, "--out", hidden)
+    attacks = [json.loads((folder / "report.json").read_text())["audits"][0]["attack"] for folder in (shown, hidden)]
+    assert (attacks[0]["members"] + attacks[0]["others"], attacks[1]) == (600, None)
+    assert {path.stat().st_mode & 0o077 for path in shown.iterdir()} == {0}
+    assert {path.stat().st_mode & 0o077 for path in hidden.iterdir()} != {0}
+    for folder in (shown, hidden):
+        checked = dpeq(folder, "--check", "--run", run).output
+        assert "ok  Scores, model, data, audits, warnings" in checked
+        assert ("Not verified: the attack shadow" in checked) is (folder == hidden)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (["RUN", "--check", "--attacks-on-units"], "only reads"),
+        (["RUN", "RUN", "--attacks-on-units"], "--attacks-on-units belongs to the report of one run"),
         (["RUN", "--check", "--out", "elsewhere"], "only reads"),
         (["RUN", "--check", "--images", 2], "only reads"),
         (["RUN", "--data-root", "data"], "give --images as well"),

@@ -9,6 +9,7 @@ import math
 import pytest
 
 from dpeq.errors import DataError
+from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.audit import read_audit
 from dpeq.reporting.check import check_contents, check_report
 from dpeq.reporting.check_privacy import Disagreement, _above, _below, _difference
@@ -68,7 +69,8 @@ def test_a_summary_with_what_is_no_number_is_refused_by_name(summarised, tmp_pat
         check_summary(tmp_path / "summary.json")
 
 
-def test_files_that_are_no_sound_json(tmp_path):
+def test_files_that_are_no_sound_json(tmp_path, private_run):
+    plan = PrivacyPlan.read(private_run / "plan.json")
     path = tmp_path / "audit.json"
     for text, reason in (
         ("9" * 400, "the whole is no finite number"),
@@ -79,7 +81,7 @@ def test_files_that_are_no_sound_json(tmp_path):
         with pytest.raises(ValueError, match=reason):
             read_strict(path)
         with pytest.raises(DataError, match=reason):
-            read_audit(tmp_path)
+            read_audit(tmp_path, plan)
     path.write_text('{"a": [1, 2.5, true, null, "NaN"]}')
     assert read_strict(path) == {"a": [1, 2.5, True, None, "NaN"]}
 

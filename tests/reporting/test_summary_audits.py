@@ -54,7 +54,7 @@ def test_every_training_for_an_audit_counts_as_one_more_run_finished_or_not(runs
 
 
 def test_what_an_audit_says_that_it_took_counts_where_its_ledgers_are_gone(runs):
-    shadows = training_audit(plan_at(8.0), 0.5, kind="shadow models", trainings=5, looks_at_units=True)
+    shadows = training_audit(plan_at(8.0), 0.5, kind="member", shadows=4)
     folder = put_audit(runs[0], "shadow", shadows)
     assert trainings_for_audits(runs[0], plan_at(8.0)) == 5
     for name in range(3):
@@ -136,6 +136,7 @@ def test_no_audit_is_taken_for_a_run(runs, capsys):
         assert _inside(folder) == []
     out = Console(width=200, markup=False, highlight=False)
     options = {"companion": None, "images": None, "images_per_patient": None, "data_root": None, "pdf": False}
+    options["attacks_on_units"] = False
     report_runs(out, [*runs, runs[0] / "audits"], folder=None, **options)
     told = capsys.readouterr().out
     assert f"Left out: {runs[0] / 'audits'} is no run." in told
