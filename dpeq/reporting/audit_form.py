@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +29,7 @@ __all__ = [
     "odd_detail",
     "odd_record",
     "said_of",
+    "shows_units",
 ]
 
 HIDDEN = (
@@ -64,6 +65,11 @@ def is_name(name: Any) -> bool:
 def is_hidden(audit: Mapping[str, Any]) -> bool:
     """Whether a report's entry leaves the figures of the attack out."""
     return audit["attack"] is None
+
+
+def shows_units(audits: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any entry shows figures that were computed from the training units, without noise."""
+    return any(audit["details"]["looks_at_units"] and not is_hidden(audit) for audit in audits)
 
 
 def is_release(audit: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from dpeq.privacy.audit.many_runs import limits
 from dpeq.privacy.audit.many_runs import strength_lower as told_strength
 from dpeq.privacy.audit.one_run import epsilon_lower
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.reporting.audit_form import HIDDEN, is_hidden, is_name, odd_attack, odd_claim, odd_detail
+from dpeq.reporting.audit_form import HIDDEN, is_hidden, is_name, odd_attack, odd_claim, odd_detail, shows_units
 from dpeq.reporting.check_attack import check_attack, same, step_of
 from dpeq.reporting.check_privacy import Disagreement
 from dpeq.reporting.check_run import UNVERIFIED
@@ -46,7 +46,7 @@ def check_audits(report: Mapping[str, Any], plan: PrivacyPlan) -> list[str]:
         if not is_hidden(audit):
             _check_bound(audit, plan, place)
             check_attack(audit, plan, f"{place}/attack")
-    if hidden and any(audit["details"]["looks_at_units"] and not is_hidden(audit) for audit in audits):
+    if hidden and shows_units(audits):
         raise Disagreement("figures of one attack on the training units are shown, and those of another are not")
     took, said = sum(audit["details"]["trainings"] for audit in audits), report["audit_trainings"]
     if took > said:

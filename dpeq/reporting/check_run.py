@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import UndefinedError
 
 from dpeq import __version__
-from dpeq.reporting.audit_form import is_hidden
+from dpeq.reporting.audit_form import shows_units
 from dpeq.reporting.check_privacy import Disagreement
 from dpeq.reporting.model import recorded
 from dpeq.reporting.rundir import RunDirectory, ledger_facts, read_plan, read_run
@@ -43,7 +43,7 @@ def check_run(report: dict[str, Any], folder: Path) -> list[str]:
         return [*done, f"{UNVERIFIED}{folder} holds no scores; all but plan and ledger is as the report states it."]
     source = read_run(folder)
     companion = _companion(report, source)
-    shown = any(audit["details"]["looks_at_units"] and not is_hidden(audit) for audit in report["audits"])
+    shown = shows_units(report["audits"])
     expected = json.loads(json.dumps(recorded(source, companion, attacks_on_units=shown)))
     notes = []
     if report["companion"] is not None and companion is None:

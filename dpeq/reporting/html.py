@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from dpeq.reporting import numbers
-from dpeq.reporting.audit_form import is_hidden
+from dpeq.reporting.audit_form import shows_units
 from dpeq.reporting.files import as_text, check_schema, write_whole
 from dpeq.reporting.view import view
 from dpeq.resources import asset
@@ -30,9 +30,7 @@ def write_report(report: dict[str, Any], out_dir: Path) -> tuple[Path, Path]:
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     html_path, json_path = out_dir / "report.html", out_dir / "report.json"
-    private = report["images"] is not None or any(
-        audit["details"]["looks_at_units"] and not is_hidden(audit) for audit in report["audits"]
-    )
+    private = report["images"] is not None or shows_units(report["audits"])
     write_whole(json_path, as_text(report).encode(), owner_alone=private)
     # The page comes last: where there is one, all of the report is there.
     write_whole(html_path, html.encode(), owner_alone=private)

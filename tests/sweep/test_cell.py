@@ -65,7 +65,7 @@ def test_what_says_that_a_run_is_done_is_written_last(tmp_path, monkeypatch):
     config = cell_config(tmp_path, "cell", 8.0)
     folder = lay_down(tmp_path / "runs", config)
     monkeypatch.setattr("dpeq.pipeline.run", lambda config, **options: Finished(folder, {}))
-    monkeypatch.setattr("dpeq.reporting.model.build_report", lambda run, companion=None: {"images": None})
+    monkeypatch.setattr("dpeq.reporting.model.build_report", lambda run, companion=None: {"images": None, "audits": []})
     for name in ("check_schema", "render_html"):
         monkeypatch.setattr(f"dpeq.reporting.html.{name}", lambda report, *kind: "")
     written = []
