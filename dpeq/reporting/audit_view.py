@@ -171,7 +171,7 @@ def _rows(report: Mapping[str, Any], audit: Mapping[str, Any]) -> Rows:
     if details["share"] is not None:
         rows.append(
             (
-                "Explained: share of the allowed ε that the attack could prove",
+                "Explained (share of the allowed ε)",
                 numbers.percent(details["share"], 0),
                 None,
             )
