@@ -19,7 +19,7 @@ from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.audit import hide_units, refuted
 from dpeq.reporting.audit_form import LIMIT_RATES, kind_of, said_of
 from dpeq.reporting.check import check_report
-from dpeq.reporting.check_attack import _hits_at
+from dpeq.reporting.check_attack import _check_threshold, _hits_at
 from dpeq.reporting.check_audit import check_audits
 from dpeq.reporting.check_privacy import Disagreement
 from dpeq.reporting.model import build_report
@@ -299,6 +299,17 @@ def test_counts_of_another_step_do_not_fit_the_curve(plan):
         check_audits(part([true]), plan)
         with pytest.raises(Disagreement, match="step/attack/roc does not pass through the"):
             check_audits(part([forged]), plan)
+
+
+def test_a_threshold_lies_on_a_curve_that_is_drawn_whole():
+    attack = {"members": 4, "others": 4, "roc": [[0, 0], [0.5, 1], [1, 1]]}
+    for alarms, misses, on in ((0, 4, True), (1, 2, True), (2, 0, True), (3, 0, True), (1, 3, False), (1, 1, False)):
+        details = {"false_alarms": alarms, "misses": misses}
+        if on:
+            _check_threshold(attack, details, "x")
+            continue
+        with pytest.raises(Disagreement, match=f"x/roc does not pass through the {alarms} false alarms"):
+            _check_threshold(attack, details, "x")
 
 
 def test_a_curve_drawn_whole_leaves_hits_no_room(open_run):
