@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from dpeq.audit.one_run import Attack, Kind, audit_training
-from dpeq.audit.step import audit_step
 from dpeq.audit_verb.outcome import Outcome
 from dpeq.privacy.audit.curves import profile_of
 from dpeq.privacy.audit.membership import attack_quality
 from dpeq.privacy.audit.result import AuditResult
+from dpeq.privacy.audit.steps import audit_step
 from dpeq.privacy.composition import AUDIT_LEDGER
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan

@@ -33,19 +33,16 @@ from dpeq.errors import ConfigError
 from dpeq.privacy.audit.curves import own_curves
 from dpeq.privacy.audit.f_dp import audit_f_dp
 from dpeq.privacy.audit.one_run import audit_one_run
-from dpeq.privacy.audit.result import AuditResult
+from dpeq.privacy.audit.result import METHODS, AuditResult, Kind
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.training.loop import StepRecord
 
-__all__ = ["FEWEST", "Attack", "Kind", "attack_training", "audit_training", "toss"]
+__all__ = ["FEWEST", "Attack", "attack_training", "audit_training", "toss"]
 
 FEWEST = 20
 """Canaries; with fewer nothing can be shown at 95 %."""
 
-Kind = Literal["gradient", "input", "member"]
 Bits = npt.NDArray[np.bool_]
-
-_NAMES: dict[Kind, str] = {"gradient": "gradient canaries", "input": "input canaries", "member": "shadow models"}
 
 
 @dataclass(frozen=True)
@@ -152,4 +149,4 @@ def audit_training(plan: PrivacyPlan, attack: Attack, *, confidence: float = 0.9
     own = bare
     if plan.private:
         own = audit_f_dp(scores, included, own_curves(plan), confidence=confidence, theoretical=plan.epsilon_spent)
-    return replace(own, method=f"{_NAMES[attack.kind]}, {own.method}", details={**own.details, **beside})
+    return replace(own, method=f"{METHODS[attack.kind]}, {own.method}", details={**own.details, **beside})

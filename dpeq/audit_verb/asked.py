@@ -44,7 +44,7 @@ class Asked:
 
     @property
     def one_step(self) -> PrivacyPlan:
-        from dpeq.audit.step import in_every_step, one_step_of
+        from dpeq.privacy.audit.steps import in_every_step, one_step_of
 
         return one_step_of(in_every_step(self.plan) if self.certain else self.plan)
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from rich.table import Table
 
 from dpeq.privacy.audit.membership import Membership
 from dpeq.privacy.audit.result import AuditResult
 from dpeq.privacy.tradeoff import Profile
+from dpeq.reporting.audit_form import LIMIT_RATES
 from dpeq.reporting.numbers import percent, round_down, round_up
 
 if TYPE_CHECKING:
     from dpeq.audit_verb.asked import Asked
 
 __all__ = ["Outcome", "as_table", "write"]
-
-_SMALLEST, _POINTS = 1e-5, 101
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,7 @@ class Outcome:
         """The record, in JSON values: the bound on the training, and under "attack" its curve beside the limit."""
         limit = None
         if self.profile is not None:
-            rates = [0.0, *np.geomspace(_SMALLEST, 1.0, _POINTS).tolist()]
-            limit = [[rate, self.profile.hit_rate(rate)] for rate in rates]
+            limit = [[rate, self.profile.hit_rate(rate)] for rate in LIMIT_RATES]
         return {**self.results[-1].to_dict(), "attack": {"of": self.of, **self.attack.to_dict(), "limit": limit}}
 
 

@@ -26,11 +26,12 @@ def repeat(out: Console, asked: Asked, stop: GracefulStop) -> Outcome | None:
     import numpy as np
 
     from dpeq.audit.kept import begin, read_scores, write_scores
-    from dpeq.audit.step import audit_step, in_every_step, many_steps_of, repeat_step
+    from dpeq.audit.step import repeat_step
     from dpeq.audit_verb.outcome import Outcome
     from dpeq.console import RichObserver, duration
     from dpeq.privacy.audit.curves import profile_of
     from dpeq.privacy.audit.membership import attack_quality
+    from dpeq.privacy.audit.steps import audit_step, in_every_step, many_steps_of
 
     plan, repetitions = asked.plan, asked.amount
     if repetitions < 100:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from dpeq.privacy.audit.curves import own_curves
+from dpeq.privacy.audit.result import METHODS
+from dpeq.privacy.audit.steps import STEP, said_of_step
 from dpeq.privacy.plan import PrivacyPlan
 
 __all__ = [
@@ -49,8 +51,6 @@ _ALWAYS = {"theoretical", "share", "contradicts", "assumes"}  # of the details
 _ATTACK = {"of", "members", "others", "confidence", "auc", "hit_rates", "roc", "limit"}
 _HIT_RATE = {"rate", "hits", "low", "high", "false_alarms_high", "allowed", "contradicts"}
 _ONE_STEP = ("one_step_epsilon_lower", "one_step_theoretical", "one_step_contradicts")
-_STEP = "one private step"
-_KINDS = ("gradient canaries", "input canaries", "shadow models")
 
 
 def is_name(name: Any) -> bool:
@@ -84,7 +84,7 @@ def kind_of(method: str) -> str | None:
     ('shadow models', None)
     """
     first = method.partition(",")[0]
-    return first if first in (_STEP, *_KINDS) else None
+    return first if first in (STEP, *METHODS.values()) else None
 
 
 def said_of(kind: str, plan: PrivacyPlan, *, times: int = 0, certain: bool = False) -> tuple[str, str]:
@@ -92,12 +92,8 @@ def said_of(kind: str, plan: PrivacyPlan, *, times: int = 0, certain: bool = Fal
 
     ``times`` counts the repetitions of a step, and ``certain`` says that the unit was in every one.
     """
-    if kind == _STEP:
-        sampled = plan.sample_rate < 1.0 and not certain
-        what = "Poisson-subsampled Gaussian mechanisms with the audited one's noise"
-        coins = f", of units sampled at the rate {plan.sample_rate:.4g}, which was not tested" if certain else ""
-        what = what if sampled else f"Gaussian mechanisms with the noise of the audited one{coins}"
-        return f"{_STEP}, {times} times", f"That all {plan.steps} steps are {what}."
+    if kind == STEP:
+        return said_of_step(plan, times, certain)
     if not plan.private:
         return f"{kind}, one run", "Nothing about the mechanism."
     curves = own_curves(plan)
@@ -155,7 +151,7 @@ def odd_claim(audit: Mapping[str, Any], plan: PrivacyPlan) -> str | None:
     A contradiction that the numbers beside it do not bear out is none. ``audit`` has passed the checks of its form.
     """
     details, attack, kind = audit["details"], audit["attack"], kind_of(audit["method"])
-    of_step = kind == _STEP
+    of_step = kind == STEP
     times = 0
     if kind is None or (of_step and (attack is None or not plan.private)):
         return "method"
@@ -173,10 +169,10 @@ def odd_claim(audit: Mapping[str, Any], plan: PrivacyPlan) -> str | None:
     if details["assumes"] != assumes:
         return "details/assumes"
     shadows = details.get("shadow_models", 0)
-    if (kind == "shadow models") is not (shadows > 0):
+    if (kind == METHODS["member"]) is not (shadows > 0):
         return "details/shadow_models"
-    took = {_STEP: 0, "shadow models": shadows + 1}.get(kind, 1)
-    for key, value in (("trainings", took), ("looks_at_units", kind == "shadow models")):
+    took = {STEP: 0, METHODS["member"]: shadows + 1}.get(kind, 1)
+    for key, value in (("trainings", took), ("looks_at_units", kind == METHODS["member"])):
         if details.get(key) != value:
             return f"details/{key}"
     if details["contradicts"] and not _exceeds(audit["epsilon_lower"], details["theoretical"]):

@@ -7,6 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from dpeq.privacy.audit.result import METHODS
+from dpeq.privacy.audit.steps import STEP
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting import numbers
 from dpeq.reporting.audit_form import is_hidden, is_release, kind_of
@@ -25,12 +27,9 @@ _TITLES = {
     "step": "One private step, over and over",
     "gradient": "A training with made-up gradients",
     "input": "A training with made-up images",
-    "shadow": "Who was in the training set? Shadow models",
+    "member": "Who was in the training set? Shadow models",
 }
-_KINDS = {
-    **{"one private step": "step", "gradient canaries": "gradient", "input canaries": "input"},
-    "shadow models": "shadow",
-}
+_KINDS = {STEP: "step", **{name: kind for kind, name in METHODS.items()}}
 _SHOWN = {"theoretical", "share", "contradicts", "assumes", "one_step_theoretical", "one_step_contradicts"}
 _SHOWN |= {"one_step_epsilon_lower", "trainings", "looks_at_units"}  # in words or in the table
 
@@ -107,7 +106,7 @@ def _sentences(report: Mapping[str, Any], kind: str, audit: Mapping[str, Any]) -
         "input": f"The data were trained on once more, with {attack['members'] + attack['others']:,} made-up images, "
         "each in or out by a fair coin, and the attacker asked the network of the end alone how sure it is of their "
         "labels.",
-        "shadow": _SHADOWS.format(unit=unit),
+        "member": _SHADOWS.format(unit=unit),
     }[kind]
     sentences = [told]
     if kind == "step":

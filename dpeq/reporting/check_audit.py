@@ -16,6 +16,7 @@ from dpeq.privacy.audit.f_dp import strength_lower as guessed_strength
 from dpeq.privacy.audit.many_runs import limits
 from dpeq.privacy.audit.many_runs import strength_lower as told_strength
 from dpeq.privacy.audit.one_run import epsilon_lower
+from dpeq.privacy.audit.steps import best_threshold
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.audit_form import HIDDEN, is_hidden, is_name, odd_attack, odd_claim, odd_detail, shows_units
 from dpeq.reporting.check_attack import check_attack, same, step_of
@@ -142,7 +143,16 @@ def _check_bound(audit: Mapping[str, Any], plan: PrivacyPlan, place: str) -> Non
 def _check_step(audit: Mapping[str, Any], plan: PrivacyPlan, place: str) -> None:
     """The two bounds of a repeated step, from its counts at a threshold."""
     details, attack, one = audit["details"], audit["attack"], step_of(plan, audit["details"]["in_every_step"])
-    wanted = {"runs_with", "runs_without", "false_alarms", "misses", "false_alarms_high", "misses_high", "strength"}
+    wanted = {
+        "runs_with",
+        "runs_without",
+        "false_alarms",
+        "misses",
+        "false_alarms_high",
+        "misses_high",
+        "strength",
+        "threshold",
+    }
     wanted |= {"one_step_epsilon_lower", "one_step_theoretical", "one_step_contradicts", "noise_multiplier_at_most"}
     if missing := sorted(wanted - details.keys()):
         raise Disagreement(f"{place}/details/{missing[0]} is missing")
@@ -151,6 +161,8 @@ def _check_step(audit: Mapping[str, Any], plan: PrivacyPlan, place: str) -> None
         raise Disagreement(f"{place}/details/runs_with is {counts[0]}, and others were attacked")
     if not (0 <= details["misses"] <= counts[0] and 0 <= details["false_alarms"] <= counts[1]):
         raise Disagreement(f"{place}/details/misses is {details['misses']} of {counts[0]}")
+    named = best_threshold(one, min(counts), audit["confidence"])  # by the plan, before anything was looked at
+    same(f"{place}/details/threshold", details["threshold"], named)
     rates = limits(details["false_alarms"], counts[1], details["misses"], counts[0], audit["confidence"])
     same(f"{place}/details/false_alarms_high", details["false_alarms_high"], rates.false_alarms)
     same(f"{place}/details/misses_high", details["misses_high"], rates.misses)

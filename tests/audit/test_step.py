@@ -8,9 +8,10 @@ from made_plans import DELTA, made_plan
 
 import dpeq.privacy.optimizer as optimizer_module
 import dpeq.training.loop as loop_module
-from dpeq.audit.step import audit_step, best_threshold, in_every_step, many_steps_of, one_step_of, repeat_step
+from dpeq.audit.step import repeat_step
 from dpeq.errors import ConfigError
 from dpeq.privacy import accounting
+from dpeq.privacy.audit.steps import audit_step, best_threshold, in_every_step, many_steps_of, one_step_of
 from dpeq.privacy.gdp import gaussian_epsilon
 from dpeq.privacy.optimizer import PlanOptimizer
 from dpeq.privacy.plan import PrivacyPlan

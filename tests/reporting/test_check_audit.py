@@ -12,12 +12,12 @@ import pytest
 from made_audits import put_audit, step_audit, training_audit, training_of
 from sklearn.metrics import roc_curve
 
-from dpeq.audit.one_run import _NAMES
-from dpeq.audit.step import _assumed
 from dpeq.privacy.audit.counts import rate_high, rate_low
+from dpeq.privacy.audit.result import METHODS
+from dpeq.privacy.audit.steps import STEP
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.audit import hide_units, refuted
-from dpeq.reporting.audit_form import LIMIT_RATES, kind_of, said_of
+from dpeq.reporting.audit_form import kind_of, said_of
 from dpeq.reporting.check import check_report
 from dpeq.reporting.check_attack import _check_threshold, _hits_at
 from dpeq.reporting.check_audit import check_audits
@@ -169,6 +169,7 @@ def twice(audits):
 
 
 FORGERIES = [
+    (put("step", "details", "threshold", value=lambda x: x + 0.1), "step/details/threshold"),
     (renamed, "order of their names"),
     (twice, "order of their names, each once"),
     (put("step", "details", "verdict", value="proven"), "step/details/verdict says what no audit does"),
@@ -405,19 +406,16 @@ def test_names_of_unfinished_audits_are_sorted_and_not_those_of_finished_ones(au
 
 
 def test_sentences_of_audits_are_those_that_they_write(plan, open_run):
-    """The report reads no torch, so its own copies of the sentences are held against the attacks'."""
-    whole = replace(plan, sample_rate=1.0)
-    for one in (plan, whole):
-        for certain in (True, False):
-            assert said_of("one private step", one, times=7, certain=certain)[1] == _assumed(one, certain)
-    assert {*_NAMES.values()} | {"one private step"} == {
-        kind for kind in ("one private step", "gradient canaries", "input canaries", "shadow models") if kind_of(kind)
-    }
+    assert all(kind_of(kind) for kind in (STEP, *METHODS.values()))
     open_plan = PrivacyPlan.read(open_run / "plan.json")
-    for one in (plan, whole, open_plan):
+    for one in (plan, replace(plan, sample_rate=1.0), open_plan):
         audit = json.loads(training_audit(one, 1.0, 30))
         assert said_of("gradient canaries", one) == (audit["method"], audit["details"]["assumes"])
-    assert [rate for rate, _ in json.loads(step_audit(plan))["attack"]["limit"]] == list(LIMIT_RATES)
+    for certain in (True, False):
+        audit = json.loads(step_audit(plan, certain=certain))
+        times = audit["attack"]["members"] + audit["attack"]["others"]
+        said = said_of(STEP, plan, times=times, certain=certain)
+        assert said == (audit["method"], audit["details"]["assumes"])
 
 
 def test_fewer_trainings_than_its_audits_took_are_found(audits, plan):

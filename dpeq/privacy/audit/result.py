@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from dpeq.errors import ConfigError
 
-__all__ = ["AuditResult"]
+__all__ = ["METHODS", "AuditResult", "Kind"]
+
+Kind = Literal["gradient", "input", "member"]
+METHODS: dict[Kind, str] = {"gradient": "gradient canaries", "input": "input canaries", "member": "shadow models"}
+"""How the methods of audits of a whole training begin, by what its canaries are."""
 
 
 @dataclass(frozen=True)
