@@ -59,6 +59,8 @@ def begin(folder: Path, facts: dict[str, Any]) -> None:
         return
     before = _read(path)
     for key in sorted(facts.keys() | before.keys()):
+        if key == "run" and key not in before:
+            continue  # begun before audits said so; the plan and the folder are the run's
         if facts.get(key) != before.get(key):
             raise ConfigError(
                 f"The audit in {folder} was begun with {key} {before.get(key)!r}, not {facts.get(key)!r}; give --out "

@@ -192,6 +192,20 @@ def test_a_stop_loses_nothing(recipe, tmp_path, monkeypatch, method):
         assert record(folder)["details"]["steps_lost"] == 0
 
 
+def test_an_audit_that_did_not_say_which_run_it_is_of_goes_on(run, monkeypatch):
+    real = RichObserver.loading
+    monkeypatch.setattr(RichObserver, "loading", lambda self, done, total: os.kill(os.getpid(), signal.SIGINT))
+    assert go(run)[0] == 130
+    path = run / "audits" / "step" / "begun.json"
+    begun = json.loads(path.read_text())
+    path.write_text(json.dumps(begun | {"run": "another"}))
+    with pytest.raises(ConfigError, match="was begun with run 'another'"):
+        go(run)
+    path.write_text(json.dumps({key: value for key, value in begun.items() if key != "run"}))
+    monkeypatch.setattr(RichObserver, "loading", real)
+    assert go(run)[0] == 0
+
+
 def test_another_audit_does_not_go_on_in_its_place(recipe, tmp_path, monkeypatch):
     folder = tmp_path / "out"
     monkeypatch.setattr(RichObserver, "loading", lambda self, done, total: os.kill(os.getpid(), signal.SIGINT))
