@@ -252,6 +252,7 @@ def test_the_verb_writes_a_summary_and_checks_it(tmp_path, runs, capsys):
     (room / "reports").mkdir(exist_ok=True)
     out = Console(width=200, markup=False, highlight=False)
     options = {"companion": None, "images": None, "images_per_patient": None, "data_root": None, "pdf": False}
+    options["attacks_on_units"] = False
     report_runs(out, sorted(room.glob("*")), folder=room / "reports", **options)
     told = capsys.readouterr().out
     assert f"Left out: {room / 'x-0.log'} is no run." in told
