@@ -94,10 +94,10 @@ def _one(
             attacks_on_units=attacks_on_units,
         )
         from dpeq.reporting.html import write_report
+    old = (folder / "report.pdf").exists()
     html, _ = write_report(report, folder)
     out.print(f"Report: {html}", soft_wrap=True)
-    if pdf:
-        _write_pdf(out, html)
+    _write_pdf(out, html, pdf, old)
 
 
 def _several(out: Console, named: Sequence[Path], folder: Path | None, pdf: bool) -> None:
@@ -118,12 +118,12 @@ def _several(out: Console, named: Sequence[Path], folder: Path | None, pdf: bool
 
         target = folder or _common(runs)
         summary = build_summary(runs, below=target)
+    old = (target / "summary.pdf").exists()
     html, _ = write_summary(summary, target)
     for sentence in (*summary["conclusions"], *summary["privacy"]["sentences"]):
         out.print(sentence, soft_wrap=True)
     out.print(f"Summary: {html}", soft_wrap=True)
-    if pdf:
-        _write_pdf(out, html)
+    _write_pdf(out, html, pdf, old)
 
 
 def _inside(path: Path) -> list[Path]:
@@ -139,7 +139,14 @@ def _common(runs: Sequence[Path]) -> Path:
     return runs[0].parent if len(parents) == 1 else Path()
 
 
-def _write_pdf(out: Console, html: Path) -> None:
+def _write_pdf(out: Console, html: Path, wanted: bool, old: bool) -> None:
+    """The PDF of a new page; an ``old`` one, of the page before, went with it, and that is said."""
+    if not wanted:
+        if old:
+            out.print(
+                f"Removed: {html.with_suffix('.pdf')} was of the page before; --pdf writes it anew.", soft_wrap=True
+            )
+        return
     from dpeq.reporting.pdf import write_pdf
 
     out.print(f"PDF: {write_pdf(html)}", soft_wrap=True)

@@ -13,7 +13,7 @@ import jsonschema
 from dpeq.errors import DataError
 from dpeq.resources import asset
 
-__all__ = ["as_text", "check_schema", "write_whole"]
+__all__ = ["as_text", "check_schema", "remove_pdf", "write_whole"]
 
 
 def write_whole(path: Path, data: bytes, *, owner_alone: bool = False) -> None:
@@ -30,6 +30,11 @@ def write_whole(path: Path, data: bytes, *, owner_alone: bool = False) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_pdf(page: Path) -> None:
+    """Removes a PDF of the page before: it shows what that one said, figures among them that were since left out."""
+    page.with_suffix(".pdf").unlink(missing_ok=True)
 
 
 def as_text(body: dict[str, Any]) -> str:

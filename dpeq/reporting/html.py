@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from dpeq.reporting import numbers
 from dpeq.reporting.audit_form import shows_units
-from dpeq.reporting.files import as_text, check_schema, write_whole
+from dpeq.reporting.files import as_text, check_schema, remove_pdf, write_whole
 from dpeq.reporting.view import view
 from dpeq.resources import asset
 
@@ -22,6 +22,7 @@ __all__ = ["page", "render_html", "write_report"]
 def write_report(report: dict[str, Any], out_dir: Path) -> tuple[Path, Path]:
     """Writes ``report.html`` and ``report.json`` into ``out_dir``, each whole or not at all; returns their paths.
 
+    A ``report.pdf`` of the page that was there before is removed; :func:`~dpeq.reporting.pdf.write_pdf` makes another.
     Files that show images of people, or figures of an attack on the training units themselves, can be read by their
     owner alone.
     """
@@ -31,6 +32,7 @@ def write_report(report: dict[str, Any], out_dir: Path) -> tuple[Path, Path]:
     out_dir.mkdir(parents=True, exist_ok=True)
     html_path, json_path = out_dir / "report.html", out_dir / "report.json"
     private = report["images"] is not None or shows_units(report["audits"])
+    remove_pdf(html_path)
     write_whole(json_path, as_text(report).encode(), owner_alone=private)
     # The page comes last: where there is one, all of the report is there.
     write_whole(html_path, html.encode(), owner_alone=private)

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from dpeq.reporting.files import as_text, check_schema, write_whole
+from dpeq.reporting.files import as_text, check_schema, remove_pdf, write_whole
 from dpeq.reporting.html import page
 from dpeq.reporting.numbers import duration, round_up, show
 from dpeq.reporting.summary import PRICED
@@ -25,13 +25,14 @@ _REFERENCES = {"auc": "guessing", "accuracy": "most frequent class"}
 def write_summary(summary: dict[str, Any], out_dir: Path) -> tuple[Path, Path]:
     """Writes ``summary.html`` and ``summary.json`` into ``out_dir``, each whole or not at all; returns their paths.
 
-    The page comes last: where there is one, all of the summary is there.
+    The page comes last: where there is one, all of the summary is there. A PDF of the page before is removed.
     """
     check_schema(summary, "summary")
     text = render_summary(summary)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     html_path, json_path = out_dir / "summary.html", out_dir / "summary.json"
+    remove_pdf(html_path)
     write_whole(json_path, as_text(summary).encode())
     write_whole(html_path, text.encode())
     return html_path, json_path

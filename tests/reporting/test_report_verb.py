@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from finished_runs import cell_config, lay_down
 from made_audits import put_audit, training_audit
 from typer.testing import CliRunner
 
@@ -42,6 +43,20 @@ def test_a_report_is_written_and_verified(private_run, open_run, tmp_path):
 def test_images_per_patient_reach_the_report(image_run, tmp_path):
     dpeq(image_run, "--images-per-patient", 3, "--out", tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["group_risk"]["group"] == 3
+
+
+def test_a_pdf_of_the_page_before_goes_with_it(private_run, tmp_path):
+    """It may show figures that the new page leaves out."""
+    room, alone = tmp_path / "runs", shutil.copytree(private_run, tmp_path / "alone")
+    room.mkdir()
+    lay_down(room, cell_config(room, "x", 8.0))
+    for folder, name in ((alone, "report"), (room, "summary")):
+        pdf = folder / f"{name}.pdf"
+        pdf.write_bytes(b"%PDF of a page with more figures")
+        assert f"Removed: {pdf} was of the page before; --pdf writes it anew." in dpeq(folder).output
+        assert not pdf.exists()
+        assert (folder / f"{name}.html").is_file()
+        assert "Removed" not in dpeq(folder).output
 
 
 def test_a_report_with_images_is_for_its_owner_alone(private_run, tmp_path, monkeypatch):
