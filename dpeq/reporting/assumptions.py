@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from dpeq.privacy.audit.membership import RATES
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.audit import refutation
-from dpeq.reporting.audit_form import is_hidden, is_release
+from dpeq.reporting.audit_form import hits_above_limit, is_hidden, is_release
 from dpeq.reporting.numbers import percent_down, percent_up
 
 __all__ = ["list_assumptions"]
@@ -150,13 +151,14 @@ def _above_the_limit(audits: Sequence[Mapping[str, Any]]) -> str | None:
         for row in audit["attack"]["hit_rates"]
         if row["contradicts"]
     ]
-    if not found:
+    above = [audit for audit in audits if hits_above_limit(audit)]
+    if not above:
         return None
-    above = [audit for audit in shown if any(row["contradicts"] for row in audit["attack"]["hit_rates"])]
-    tested = sum(len(audit["attack"]["hit_rates"]) for audit in shown)
+    found += [f"the attack {audit['name']}, whose figures are left out here" for audit in above if is_hidden(audit)]
+    tested = sum(len(RATES) if is_hidden(audit) else len(audit["attack"]["hit_rates"]) for audit in audits)
     related = (
         "Those that were judged in one training are not quite independent of each other, so that this is no proof. "
-        if any(audit["attack"]["of"] == "training" for audit in above)
+        if any(is_hidden(audit) or audit["attack"]["of"] == "training" for audit in above)
         else ""
     )
     return (

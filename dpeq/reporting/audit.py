@@ -16,10 +16,11 @@ from dpeq.errors import ConfigError, DataError
 from dpeq.privacy.accounting import upper_bound
 from dpeq.privacy.composition import AUDIT_LEDGER, read_spent
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.reporting.audit_form import HIDDEN, is_name, odd_claim, odd_record
+from dpeq.reporting.audit_form import HIDDEN, hits_above_limit, is_name, odd_claim, odd_record
 from dpeq.reporting.numbers import percent_down, round_down, round_up, scientific
 from dpeq.reporting.rundir import read_plan
 from dpeq.reporting.strict import read_strict
+from dpeq.training.start import FILE as START
 from dpeq.training.start import Start
 
 __all__ = [
@@ -39,8 +40,7 @@ FOLDER = "audits"
 
 _RESULT, _BEGUN = "audit.json", "begun.json"
 _KEYS = {"method", "epsilon_lower", "confidence", "delta", "details", "attack"}
-_AGAIN = "audit again in another folder, and leave this one: its ledgers say what was spent"
-_MEND = f"restore it from a backup, or call it something else; then {_AGAIN}"
+_MEND = "restore it from a backup"
 
 
 def read_audits(run: Path) -> list[dict[str, Any]]:
@@ -100,17 +100,16 @@ def trainings_for_audits(run: Path, plan: PrivacyPlan) -> int:
         try:
             spent = read_spent(path)
         except DataError as error:
-            why = (
-                "is empty" if path.is_file() and path.stat().st_size == 0 else f"is damaged ({str(error).rstrip('.')})"
-            )
+            # The ledger's own mends are for runs: to begin an audit anew would forget what it spent.
+            torn = path.is_file() and b"\n" not in path.read_bytes()
+            why = "is empty or torn in its first line" if torn else f"is damaged ({str(error).partition('; ')[0]})"
             raise DataError(
-                f"{path}, a ledger of the audit {name}, {why}, so that nobody can say what it spent; restore it from a "
-                "backup."
+                f"{path}, a ledger of the audit {name}, {why}, so that nobody can say what it spent; {_MEND}."
             ) from error
         if spent.plan.sha256 != plan.sha256:
             raise DataError(
-                f"The ledger {spent.path} belongs to another plan than {run / 'plan.json'}; restore the plan it was "
-                "made with."
+                f"The ledger {spent.path} belongs to another plan than {run / 'plan.json'}; put the audit's folder "
+                "back to its own run."
             )
         below[name] += 1
     said = Counter({audit["name"]: audit["details"]["trainings"] for audit in read_audits(run)})
@@ -153,16 +152,20 @@ def _check_begun(run: Path, folder: Path) -> None:
     except FileNotFoundError as error:
         if not (folder / _RESULT).exists():
             return  # its ledgers alone are there, and have a plan of their own
-        raise DataError(f"{folder} lacks {_BEGUN}, which says what was audited; restore it, or {_AGAIN}.") from error
+        raise DataError(f"{folder} lacks {_BEGUN}, which says what was audited; {_MEND}.") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); restore it from a backup, or {_AGAIN}.") from error
+        raise DataError(f"{path} cannot be read ({error}); {_MEND}.") from error
     if not isinstance(begun, dict) or begun.get("plan_sha256") != read_plan(run / "plan.json").sha256:
         raise DataError(f"{path} is of an audit of another plan than {run / 'plan.json'}; put it back to its own run.")
+    if begun.get("run") is None:
+        return  # older ones do not say
+    if not (run / START).is_file():
+        raise DataError(f"{run} lacks {START}, which says which run it is; {_MEND}.")
     try:
-        own = begun.get("run") is None or begun["run"] == Start.read(run).run  # older ones do not say
+        own = Start.read(run).run
     except ConfigError as error:
-        raise DataError(f"{path} names its run, and {error}") from error
-    if not own:
+        raise DataError(f"{run} lacks ledger.jsonl, with which its run began; {_MEND}.") from error
+    if begun["run"] != own:
         raise DataError(f"{path} is of an audit of another run than {run}; put it back to its own run.")
 
 
@@ -173,8 +176,9 @@ def _unreadable(error: OSError) -> None:
 def hide_units(audit: Mapping[str, Any], plan: PrivacyPlan) -> dict[str, Any]:
     """An attack on the training units themselves, without what was computed from them.
 
-    Its figures come from the data without noise, and any of them may give away how many units there are. Only a bound
-    that contradicts the plan is kept. Other audits are as they were.
+    Its figures come from the data without noise, and any of them may give away how many units there are. Kept are a
+    bound that contradicts the plan, and whether any hits lay above their limit, without a number: a warning must not be
+    lost with the figures. Other audits are as they were.
     """
     if not audit["details"]["looks_at_units"]:
         return dict(audit)
@@ -182,7 +186,10 @@ def hide_units(audit: Mapping[str, Any], plan: PrivacyPlan) -> dict[str, Any]:
         **audit,
         "epsilon_lower": audit["epsilon_lower"] if refuted([audit], plan) else None,
         "delta": plan.delta if plan.private else None,  # that of an audit without privacy follows from the number
-        "details": {key: audit["details"].get(key) for key in HIDDEN},
+        "details": {
+            **{key: audit["details"].get(key) for key in HIDDEN},
+            "hits_above_limit": plan.private and hits_above_limit(audit),
+        },
         "attack": None,
     }
 
@@ -190,7 +197,8 @@ def hide_units(audit: Mapping[str, Any], plan: PrivacyPlan) -> dict[str, Any]:
 def contradiction(audit: Mapping[str, Any], plan: PrivacyPlan, steps: int, epsilon: float) -> str | None:
     """One sentence when the audit measured more than ``steps`` steps allow at its own delta, or than one step does.
 
-    ``epsilon`` is what they allow at the plan's delta.
+    ``epsilon`` is what they allow at the plan's delta. What one step allows follows from the plan too: a record that
+    states more than that hides nothing.
     """
     if not plan.private:
         return None
@@ -203,8 +211,12 @@ def contradiction(audit: Mapping[str, Any], plan: PrivacyPlan, steps: int, epsil
             f"The audit ({audit['method']}) finds that epsilon is at least {round_down(audit['epsilon_lower'], 3)} "
             f"{sure}, where the guarantee allows {round_up(allowed, 3)} at delta {scientific(delta)}."
         )
-    of_step, of_plan = details.get("one_step_epsilon_lower"), details.get("one_step_theoretical")
-    if of_step is not None and of_plan is not None and of_step > of_plan:
+    of_step = details.get("one_step_epsilon_lower")
+    if of_step is None:
+        return None
+    rate = 1.0 if details.get("in_every_step") else plan.sample_rate
+    of_plan, _, _ = upper_bound(rate, plan.noise_multiplier, 1, delta)
+    if of_step > of_plan:
         return (
             f"The audit ({audit['method']}) finds that the epsilon of a single step is at least "
             f"{round_down(of_step, 3)} {sure}, where the plan has {round_up(of_plan, 3)} at delta {scientific(delta)}."

@@ -22,6 +22,7 @@ from dpeq.privacy.plan import PrivacyPlan
 __all__ = [
     "HIDDEN",
     "LIMIT_RATES",
+    "hits_above_limit",
     "is_hidden",
     "is_name",
     "is_release",
@@ -36,9 +37,12 @@ __all__ = [
 
 HIDDEN = (
     *("theoretical", "contradicts", "assumes", "trainings", "looks_at_units", "shadow_models", "steps"),
-    "noise_multiplier",
+    *("noise_multiplier", "hits_above_limit"),
 )
-"""The details that are left of an attack whose figures are not shown: none is computed from the data."""
+"""The details that are left of an attack whose figures are not shown.
+
+None is computed from the data but two truth values: ``contradicts``, and ``hits_above_limit``, which is there alone.
+"""
 
 LIMIT_RATES: tuple[float, ...] = (0.0, *np.geomspace(1e-5, 1.0, 101).tolist())
 """False alarm rates at which an audit says what the plan allows."""
@@ -50,6 +54,10 @@ _POINTS = 200  # of a curve
 _ALWAYS = {"theoretical", "share", "contradicts", "assumes"}  # of the details
 _ATTACK = {"of", "members", "others", "confidence", "auc", "hit_rates", "roc", "limit"}
 _HIT_RATE = {"rate", "hits", "low", "high", "false_alarms_high", "allowed", "contradicts"}
+_COUNTS = (
+    *("runs_with", "runs_without", "misses", "false_alarms", "canaries", "guessed_in", "guessed_out", "correct"),
+    *("candidates", "trainings", "shadow_models"),
+)  # whole numbers of the details, where they are present
 _ONE_STEP = ("one_step_epsilon_lower", "one_step_theoretical", "one_step_contradicts")
 
 
@@ -65,6 +73,13 @@ def is_name(name: Any) -> bool:
 def is_hidden(audit: Mapping[str, Any]) -> bool:
     """Whether a report's entry leaves the figures of the attack out."""
     return audit["attack"] is None
+
+
+def hits_above_limit(audit: Mapping[str, Any]) -> bool:
+    """Whether any of an audit's hit rates lies above what the plan allows; an entry without figures says it itself."""
+    if is_hidden(audit):
+        return bool(audit["details"]["hits_above_limit"])
+    return any(row["contradicts"] for row in audit["attack"]["hit_rates"])
 
 
 def shows_units(audits: Sequence[Mapping[str, Any]]) -> bool:
@@ -139,14 +154,18 @@ def odd_detail(details: Mapping[str, Any]) -> str | None:
         "one_step_contradicts": bool,
         "looks_at_units": bool,
         "in_every_step": bool,
+        "hits_above_limit": bool,
+        "assumes": str,
     }
-    kinds |= {"assumes": str, "trainings": int, "shadow_models": int}
+    kinds |= dict.fromkeys(_COUNTS, int)
     wrong = (key for key, kind in kinds.items() if key in details and type(details[key]) is not kind)
-    return next(wrong, "trainings" if details.get("trainings", 0) < 0 else None)
+    below = (key for key in _COUNTS if key in details and details[key] < 0)
+    return next(wrong, None) or next(below, None)
 
 
 def odd_claim(audit: Mapping[str, Any], plan: PrivacyPlan) -> str | None:
-    """Of a record, or of a report's entry, under ``plan``: its words, what its method took, and what it contradicts.
+    """Of a record, or of a report's entry, under ``plan``: its words, what its method took, what it is held against and
+    what it contradicts.
 
     A contradiction that the numbers beside it do not bear out is none. ``audit`` has passed the checks of its form.
     """
@@ -175,6 +194,13 @@ def odd_claim(audit: Mapping[str, Any], plan: PrivacyPlan) -> str | None:
     for key, value in (("trainings", took), ("looks_at_units", kind == METHODS["member"])):
         if details.get(key) != value:
             return f"details/{key}"
+    if plan.private and audit["delta"] != plan.delta:
+        return "delta"
+    claimed = (plan.epsilon_spent,) if plan.private else ("inf", None)
+    if isinstance(details["theoretical"], bool) or details["theoretical"] not in claimed:
+        return "details/theoretical"
+    if ("hits_above_limit" in details) is not (attack is None):
+        return "details/hits_above_limit"
     if details["contradicts"] and not _exceeds(audit["epsilon_lower"], details["theoretical"]):
         return "details/contradicts"
     if of_step and details[_ONE_STEP[2]] and not _exceeds(*(details[key] for key in _ONE_STEP[:2])):

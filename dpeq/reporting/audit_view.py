@@ -11,7 +11,7 @@ from dpeq.privacy.audit.result import METHODS
 from dpeq.privacy.audit.steps import STEP
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting import numbers
-from dpeq.reporting.audit_form import is_hidden, is_release, kind_of
+from dpeq.reporting.audit_form import hits_above_limit, is_hidden, is_release, kind_of
 from dpeq.reporting.roc import attack_plot
 
 __all__ = ["audit_view", "bad_luck"]
@@ -132,11 +132,13 @@ def _sentences(report: Mapping[str, Any], kind: str, audit: Mapping[str, Any]) -
 
 
 def _hidden(report: Mapping[str, Any], audit: Mapping[str, Any]) -> list[str]:
-    """Of an attack whose figures are not shown: that it was carried out, and whether it contradicted the plan."""
+    """Of an attack whose figures are not shown: that it was carried out, and what it contradicted, in words alone."""
     unit, private = report["guarantee"]["unit"], report["guarantee"]["private"]
     outcome = "There is no plan that it could contradict."
     if private:
-        outcome = "It did not contradict the plan, which proves nothing: the attack may be weak."
+        outcome = "Its bound on ε did not contradict the plan, which proves nothing: the attack may be weak."
+        if hits_above_limit(audit):
+            outcome = "It hit more often than the plan allows; its bound on ε did not contradict the plan."
     if audit["epsilon_lower"] is not None:
         outcome = (
             f"It CONTRADICTED the plan: ε is at least {numbers.round_down(audit['epsilon_lower'])}, where the plan has "

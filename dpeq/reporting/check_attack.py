@@ -108,7 +108,7 @@ def _check_threshold(attack: Mapping[str, Any], details: Mapping[str, Any], plac
     alarms, hits, points = details["false_alarms"], attack["members"] - details["misses"], _counted(attack)
     between = all((a <= alarms and t <= hits) or (a >= alarms and t >= hits) for a, t in points)
     on_line = any(
-        a <= alarms <= to_a and (alarms - a) * (to_t - t) == (hits - t) * (to_a - a)
+        a <= alarms <= to_a and t <= hits <= to_t and (alarms - a) * (to_t - t) == (hits - t) * (to_a - a)
         for (a, t), (to_a, to_t) in pairwise(points)
     )
     if not between or (len(points) < _DRAWN and not on_line):

@@ -12,7 +12,7 @@ from jinja2 import UndefinedError
 from dpeq import __version__
 from dpeq.reporting.audit_form import shows_units
 from dpeq.reporting.check_privacy import Disagreement
-from dpeq.reporting.model import recorded
+from dpeq.reporting.model import recorded, recorded_audits
 from dpeq.reporting.rundir import RunDirectory, ledger_facts, read_plan, read_run
 
 __all__ = ["UNVERIFIED", "WITHOUT_RUN", "check_page", "check_run", "difference"]
@@ -21,9 +21,9 @@ UNVERIFIED = "Not verified: "
 """How a sentence begins that says what a check could not decide."""
 
 WITHOUT_RUN = (
-    f"{UNVERIFIED}the run is not at hand (--run names its folder). Its name, the model, the data, the ledger, what "
-    "audits counted, which were begun and not finished, the symmetry, warnings, times, versions, thresholds, groups of "
-    "patients, and ends of intervals are as the report states them."
+    f"{UNVERIFIED}the run is not at hand (--run names its folder). Its name, the model, the data, the ledger, which "
+    "audits there were, what they counted, which were begun and not finished, the symmetry, warnings, times, versions, "
+    "thresholds, groups of patients, and ends of intervals are as the report states them."
 )
 
 
@@ -39,12 +39,17 @@ def check_run(report: dict[str, Any], folder: Path) -> list[str]:
     if (facts.head, facts.steps) != (report["ledger"]["head"], report["ledger"]["steps"]):
         raise Disagreement(f"the ledger in {folder} has grown or changed since; build the report again")
     done = [f"The ledger in {folder} is unbroken and ends in the hash that the report names."]
+    shown = shows_units(report["audits"])
     if not (folder / "metrics.json").is_file():
-        return [*done, f"{UNVERIFIED}{folder} holds no scores; all but plan and ledger is as the report states it."]
+        _compare(report, recorded_audits(folder, plan, attacks_on_units=shown), folder)
+        return [
+            *done,
+            f"Its audits are those of the files in {folder}.",
+            f"{UNVERIFIED}{folder} holds no scores; all but plan, ledger and audits is as the report states it.",
+        ]
     source = read_run(folder)
     companion = _companion(report, source)
-    shown = shows_units(report["audits"])
-    expected = json.loads(json.dumps(recorded(source, companion, attacks_on_units=shown)))
+    expected = recorded(source, companion, attacks_on_units=shown)
     notes = []
     if report["companion"] is not None and companion is None:
         expected["companion"] = report["companion"]
@@ -52,14 +57,18 @@ def check_run(report: dict[str, Any], folder: Path) -> list[str]:
             f"{UNVERIFIED}the run without privacy is not beside {folder}; its scores are as the report states them."
         )
     expected["provenance"]["report_dpeq"] = report["provenance"]["report_dpeq"]  # of whoever wrote the report
-    for key, value in expected.items():
-        if differs := difference(report[key], value, key):
-            raise Disagreement(f"{differs} in {folder}; build the report again")
+    _compare(report, expected, folder)
     if report["images"] is not None:
         notes.append(f"{UNVERIFIED}whether the images are of the test split, and the answers to them the model's.")
     if report["group_risk"] is not None:
         notes.append(f"{UNVERIFIED}that no patient has more than {report['group_risk']['group']:,} training images.")
     return [*done, f"Scores, model, data, audits, warnings and origin are those of the files in {folder}.", *notes]
+
+
+def _compare(report: dict[str, Any], expected: dict[str, Any], folder: Path) -> None:
+    for key, value in json.loads(json.dumps(expected)).items():
+        if differs := difference(report[key], value, key):
+            raise Disagreement(f"{differs} in {folder}; build the report again")
 
 
 def _companion(report: dict[str, Any], source: RunDirectory) -> Path | None:

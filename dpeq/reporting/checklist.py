@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from dpeq.reporting.audit import refutation
-from dpeq.reporting.audit_form import is_hidden
+from dpeq.reporting.audit_form import hits_above_limit, is_hidden
 from dpeq.reporting.numbers import percent, percent_down, round_down, round_up, scientific, show, signal
 
 __all__ = ["UNKNOWN", "checklist", "tier"]
@@ -230,11 +230,14 @@ def _audited(report: dict[str, Any]) -> str:
             f"{who} found epsilon to be at least {round_down(best['epsilon_lower'], 3)} with confidence "
             f"{percent_down(best['confidence'])}"
         )
-    if hidden := [audit["name"] for audit in audits if is_hidden(audit)]:
-        outcome = "did not contradict the plan" if report["guarantee"]["private"] else "was carried out"
-        told.append(f"an attack on the training units ({', '.join(hidden)}) {outcome}; its figures are not shown here")
+    for audit in filter(is_hidden, audits):
+        outcome = "was carried out"
+        if report["guarantee"]["private"]:
+            often = "hit more often than the plan allows, and " if hits_above_limit(audit) else ""
+            outcome = f"{often}did not contradict the plan by its bound on epsilon"
+        told.append(f"an attack on the training units ({audit['name']}) {outcome}; its figures are not shown here")
     if unfinished:
-        told.append(f"begun and without a result: {', '.join(unfinished)}")
+        told.append(f"begun and without a result that can be read: {', '.join(unfinished)}")
     return "; ".join(told) + "." if told else "the training was not audited."
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from dpeq import __version__
 from dpeq.errors import DataError
 from dpeq.privacy import accounting
+from dpeq.privacy.plan import PrivacyPlan
 from dpeq.privacy.remembered import remembered_curve
 from dpeq.privacy.risk import Risk, assess
 from dpeq.reporting.accountants import compared
@@ -20,7 +21,7 @@ from dpeq.reporting.guarantee import Spent, readers, sampling, spent, statement
 from dpeq.reporting.risks import group_risk
 from dpeq.reporting.rundir import MAY_DIFFER, RunDirectory, read_run
 
-__all__ = ["SCHEMA_VERSION", "build_report", "recorded"]
+__all__ = ["SCHEMA_VERSION", "build_report", "recorded", "recorded_audits"]
 
 SCHEMA_VERSION = "3.1"
 
@@ -84,12 +85,10 @@ def _report(
 
 def recorded(source: RunDirectory, companion: Path | None, *, attacks_on_units: bool) -> dict[str, Any]:
     """The entries of the report that its files alone decide: no accountant is asked, so every machine says the same."""
-    plan, run, audits = source.plan, source.run, read_audits(source.path)
+    plan, run = source.plan, source.run
     return {
         "run": source.path.resolve().name,
-        "audits": audits if attacks_on_units else [hide_units(audit, plan) for audit in audits],
-        "unfinished_audits": unfinished_audits(source.path),
-        "audit_trainings": trainings_for_audits(source.path, plan),
+        **recorded_audits(source.path, plan, attacks_on_units=attacks_on_units),
         "utility": {**source.metrics["test"], "weights": source.metrics["weights"], "split": "test"},
         "validation": source.metrics.get("val"),
         "companion": _companion(source, Path(companion)) if companion is not None else None,
@@ -134,6 +133,16 @@ def recorded(source: RunDirectory, companion: Path | None, *, attacks_on_units: 
             "weights_sha256": source.weights_sha256,
             "report_dpeq": __version__,
         },
+    }
+
+
+def recorded_audits(run: Path, plan: PrivacyPlan, *, attacks_on_units: bool) -> dict[str, Any]:
+    """The entries that RUN/audits decides; ``run`` needs no more than a plan beside it."""
+    audits = read_audits(run)
+    return {
+        "audits": audits if attacks_on_units else [hide_units(audit, plan) for audit in audits],
+        "unfinished_audits": unfinished_audits(run),
+        "audit_trainings": trainings_for_audits(run, plan),
     }
 
 

@@ -98,7 +98,8 @@ def test_one_audit_of_several_above_the_guarantee_is_the_first_thing_said(make_r
     assert "Do not release this model" in text
 
 
-def test_an_audit_contradicts_a_guarantee_at_its_own_delta(plan, audit):
+def test_an_audit_contradicts_a_guarantee_at_its_own_delta(plan):
+    audit = json.loads(training_audit(plan, 1.5))
     small, large = (
         upper_bound(plan.sample_rate, plan.noise_multiplier, plan.steps, delta)[0] for delta in (1e-6, 1e-2)
     )
@@ -129,6 +130,41 @@ def test_a_step_that_reveals_more_than_a_step_may_refutes_the_training(plan, aud
     assert "the epsilon of a single step is at least" in found(most * 1.001)
 
 
+def test_what_a_step_may_reveal_follows_from_the_plan_and_not_from_the_record(make_run, plan):
+    """A higher limit beside a bound hides no contradiction, and each step is held against its own kind."""
+    limits = []
+    for certain in (True, False):
+        audit = json.loads(step_audit(plan, certain=certain))
+        limits.append(most := audit["details"]["one_step_theoretical"])
+        raised = {"one_step_epsilon_lower": most * 1.001, "one_step_theoretical": 9.0, "one_step_contradicts": False}
+        put_audit(run := make_run(), "step", json.dumps(audit), details=raised)
+        report = build_report(run)
+        assert titles(report)[0] == "THE GUARANTEE IS FALSE"
+        assert "where the plan has" in refutation(report)
+        lower = changed(audit, details=raised | {"one_step_epsilon_lower": most * 0.999})
+        assert refuted([lower], plan) is None
+    assert limits[0] > limits[1] * 1.1
+
+
+def test_an_audit_without_privacy_is_held_against_no_epsilon(tmp_path, open_run):
+    open_plan = PrivacyPlan.read(open_run / "plan.json")
+    audit = json.loads(training_audit(open_plan, 1.5))
+    for theoretical, sound in (("inf", True), (None, True), (8.0, False), (True, False)):
+        text = json.dumps(changed(audit, details={"theoretical": theoretical}))
+        (tmp_path / "audit.json").write_text(text)
+        if sound:
+            assert read_audit(tmp_path, open_plan)["delta"] != open_plan.delta
+            continue
+        with pytest.raises(DataError, match="details/theoretical"):
+            read_audit(tmp_path, open_plan)
+
+
+COUNTS = (
+    *("runs_with", "runs_without", "misses", "false_alarms", "canaries", "guessed_in", "guessed_out", "correct"),
+    "candidates",
+)
+
+
 @pytest.mark.parametrize(
     ("change", "place"),
     [
@@ -138,6 +174,15 @@ def test_a_step_that_reveals_more_than_a_step_may_refutes_the_training(plan, aud
         ({"epsilon_lower": True}, "epsilon_lower"),
         ({"confidence": 1.0}, "confidence"),
         ({"delta": 0.0}, "delta"),
+        ({"delta": 1e-5}, "delta"),
+        ({"details": {"theoretical": 9.0}}, "details/theoretical"),
+        ({"details": {"theoretical": None}}, "details/theoretical"),
+        ({"details": {"theoretical": "inf"}}, "details/theoretical"),
+        ({"details": {"hits_above_limit": False}}, "details/hits_above_limit"),
+        *(({"details": {key: None}}, f"details/{key}") for key in COUNTS),
+        ({"details": {"misses": 3.0}}, "details/misses"),
+        ({"details": {"misses": -1}}, "details/misses"),
+        ({"details": {"correct": True}}, "details/correct"),
         ({"method": ""}, "method"),
         ({"method": "x" * 241}, "method"),
         ({"method": "one private step, 4001 times"}, "method"),
@@ -187,8 +232,11 @@ def test_an_audit_that_is_none_is_refused(tmp_path, plan, audit, change, place):
     (tmp_path / "audit.json").write_text(json.dumps(changed(audit)))
     assert read_audit(tmp_path, plan) == audit
     (tmp_path / "audit.json").write_text(json.dumps(changed(audit, **change)))
-    with pytest.raises(DataError, match=rf"audit\.json .*{place}.*; restore it .* another folder, and leave this one"):
+    with pytest.raises(DataError, match=rf"audit\.json .*{place}.*; restore it from a backup\.$") as raised:
         read_audit(tmp_path, plan)
+    assert "call it" not in str(
+        raised.value
+    )  # a folder without its result would count as begun, and hide what it found
     (tmp_path / "audit.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         read_audit(tmp_path, plan)
@@ -251,10 +299,15 @@ def test_audits_belong_to_the_run_they_were_begun_of(make_run, plan, tmp_path):
     begun(json.dumps({"plan_sha256": "0" * 64}), "audit of another plan")
     begun("{}", "audit of another plan")
     begun("[]", "audit of another plan")
-    begun("{", r"begun\.json cannot be read .* restore it .* leave this one")
-    begun(json.dumps({"plan_sha256": plan.sha256, "run": "ab"}), r"names its run, and .* has no start\.json")
+    begun("{", r"begun\.json cannot be read \(.*\); restore it from a backup\.$")
+    named = json.dumps({"plan_sha256": plan.sha256, "run": "ab"})
+    begun(named, rf"^{run} lacks start\.json, which says which run it is; restore it from a backup\.$")
+    (run / "start.json").touch()
+    ledger = (run / "ledger.jsonl").rename(run / "moved")
+    begun(named, rf"^{run} lacks ledger\.jsonl, .*; restore it from a backup\.$")
+    ledger.rename(run / "ledger.jsonl")
     (folder / "begun.json").unlink()
-    with pytest.raises(DataError, match=r"lacks begun\.json, .* audit again in another folder, and leave this one"):
+    with pytest.raises(DataError, match=r"lacks begun\.json, which says what was audited; restore it from a backup\.$"):
         read_audits(run)
     begun_run = lay_down(tmp_path, cell_config(tmp_path, "x", 8.0))
     name, theirs = Start.read(begun_run).run, plan_at(8.0)
@@ -289,11 +342,18 @@ def test_what_an_audit_spent_is_not_guessed_from_a_damaged_ledger(make_run, plan
     put_ledger(run / "audits" / "shadow" / "target", plan, 2)
     ledger = run / "audits" / "shadow" / "target" / "audit-ledger.jsonl"
     whole = ledger.read_bytes()
-    for content, reason in ((b"", "is empty"), (whole.replace(b'"step"', b'"stop"'), "is damaged")):
+    torn = "is empty or torn in its first line, so that"
+    damaged = "is damaged .* was changed after it was written.*, so that"
+    for content, reason in ((b"", torn), (whole[:40], torn), (whole.replace(b'"step"', b'"stop"'), damaged)):
         ledger.write_bytes(content)
         with pytest.raises(DataError, match=rf"{ledger}, a ledger of the audit shadow, {reason}.*restore it") as raised:
             trainings_for_audits(run, plan)
+        assert str(raised.value).count(";") == 1  # one mend: to begin anew would forget what was spent
         assert "delete" not in str(raised.value)
+    ledger.unlink()
+    put_ledger(ledger.parent, replace(plan, steps=plan.steps + 1), 1)
+    with pytest.raises(DataError, match=r"another plan than .*; put the audit's folder back to its own run\.$"):
+        trainings_for_audits(run, plan)
     ledger.write_bytes(whole)
     assert trainings_for_audits(run, plan) == 1
 
@@ -475,7 +535,7 @@ def test_no_count_of_units_is_anywhere_in_a_report_that_was_not_asked_for_it(mak
         assert str(count) not in only
     assert report["audits"][0]["attack"] is None
     for told in (
-        "This attack was carried out. It did not contradict the plan",
+        "This attack was carried out. Its bound on ε did not contradict the plan",
         "tell how many there are, so they are left out here: they lie with the run",
         "'dpeq report RUN --attacks-on-units' shows them",
         "It took 9 further trainings on the same data",
@@ -484,7 +544,7 @@ def test_no_count_of_units_is_anywhere_in_a_report_that_was_not_asked_for_it(mak
     assert "ε at least" not in only
     answers = {row["item"]: row["answer"] for rows in report["checklist"].values() for row in rows}
     said = answers["Algorithms and their correctness"]
-    assert "; an attack on the training units (shadow) did not contradict the plan; its figures are not shown" in said
+    assert "; an attack on the training units (shadow) did not contradict the plan by its bound on epsilon; its" in said
     for word in ("members", "guessed", "strength", "share", "auc", "roc"):
         assert word not in json.dumps(report["audits"])
     forged = copy.deepcopy(report)
@@ -492,6 +552,44 @@ def test_no_count_of_units_is_anywhere_in_a_report_that_was_not_asked_for_it(mak
     forged["audits"][0]["details"]["shadow_models"] = 4
     with pytest.raises(Disagreement, match="audits/0/details/trainings is 5, and 9"):
         check_run(forged, run)
+
+
+def test_hits_above_their_limit_are_told_without_the_figures(make_run, plan, shadow):
+    """A warning is not lost with what it rests on."""
+    run, quiet, audit = make_run(), make_run(), json.loads(shadow)
+    put_audit(quiet, "shadow", shadow)
+    audit["attack"]["hit_rates"][1]["contradicts"] = True
+    put_audit(run, "shadow", json.dumps(audit))
+    title = "An attack hit more often than the plan allows"
+    report, below = build_report(run), build_report(quiet)
+    assert report["schema_version"] == "3.1"
+    assert [one["audits"][0]["details"]["hits_above_limit"] for one in (report, below)] == [True, False]
+    assert (titles(report), titles(below)) == ([title], [])
+    text = notes(report)[title]["text"]
+    assert text.startswith(
+        "Hits above their limit: the attack shadow, whose figures are left out here. Those that were judged in one "
+    )
+    assert "this is no proof. 2 hit rates were tested" in text
+    assert "%" not in text
+    said = "It hit more often than the plan allows; its bound on ε did not contradict the plan."
+    assert [said in html.unescape(render_html(one)) for one in (report, below)] == [True, False]
+    answers = {row["item"]: row["answer"] for rows in report["checklist"].values() for row in rows}
+    assert (
+        "; an attack on the training units (shadow) hit more often than the plan allows, and did not contradict the "
+        "plan by its bound on epsilon; its figures" in answers["Algorithms and their correctness"]
+    )
+    check_contents(report)
+    check_run(report, run)
+    for one, folder in ((report, quiet), (below, run)):
+        with pytest.raises(Disagreement, match="audits/0/details/hits_above_limit is"):
+            check_run(one | {"run": folder.name}, folder)
+    forged = copy.deepcopy(report)
+    forged["audits"][0]["details"]["hits_above_limit"] = False
+    with pytest.raises(Disagreement, match="checklist do not follow"):
+        check_contents(forged)
+    put_audit(run, "one-run", training_audit(plan, 1.5))
+    assert "2 hit rates were tested" not in (both := notes(build_report(run))[title]["text"])
+    assert "4 hit rates were tested" in both
 
 
 def test_a_refutation_by_an_attack_on_the_units_is_never_left_out(make_run, plan):

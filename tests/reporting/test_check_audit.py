@@ -175,9 +175,9 @@ FORGERIES = [
     (put("step", "details", "verdict", value="proven"), "step/details/verdict says what no audit does"),
     (put("step", "attack", "roc", value=[[0, 0], [0.5, 1]]), "step/attack/roc says what no attack does"),
     (put("step", "delta", value=1e-5), "step/delta"),
-    (put("step", "details", "theoretical", value=9.0), "details/theoretical is 9.0"),
-    (put("step", "details", "theoretical", value=None), "details/theoretical is None"),
-    (put("step", "details", "theoretical", value="inf"), "details/theoretical is inf"),
+    (put("step", "details", "theoretical", value=9.0), "step/details/theoretical says what no audit of"),
+    (put("step", "details", "theoretical", value=None), "step/details/theoretical says what no audit of"),
+    (put("step", "details", "theoretical", value="inf"), "step/details/theoretical says what no audit of"),
     (put("step", "details", "share", value=lambda x: x * 0.99), "details/share"),
     (put("step", "details", "share", value=None), "details/share is None"),
     (put("step", "details", "contradicts", value=True), "step/details/contradicts says what no audit"),
@@ -249,6 +249,9 @@ FORGERIES = [
     (lambda audits: at(audits, "one-run")["details"].pop("candidates"), "one-run/details/candidates is missing"),
     (put("one-run", "details", "one_step_epsilon_lower", value=9.0), "one-run/details/one_step_epsilon_lower"),
     (put("one-run", "attack", value=None), "one-run/(details|attack)"),
+    (put("one-run", "details", "hits_above_limit", value=False), "one-run/details/hits_above_limit"),
+    *((put("step", "details", key, value=None), f"step/details/{key}") for key in ("runs_with", "misses")),
+    *((put("one-run", "details", key, value=None), f"details/{key}") for key in ("guessed_in", "correct")),
     (put("step", "epsilon_lower", value=None), "step shows an attack without its bound"),
 ]
 
@@ -313,6 +316,14 @@ def test_a_threshold_lies_on_a_curve_that_is_drawn_whole():
             _check_threshold(attack, details, "x")
 
 
+def test_a_threshold_lies_on_an_upright_part_and_not_below_it():
+    attack = {"members": 4, "others": 4, "roc": [[0, 0], [0.5, 0.5], [0.5, 1], [1, 1]]}
+    for misses in (2, 1, 0):
+        _check_threshold(attack, {"false_alarms": 2, "misses": misses}, "x")
+    with pytest.raises(Disagreement, match="x/roc does not pass through the 2 false alarms and 1 hits"):
+        _check_threshold(attack, {"false_alarms": 2, "misses": 3}, "x")
+
+
 def test_a_curve_drawn_whole_leaves_hits_no_room(open_run):
     """Where many share a score, so that the curve jumps over the rate."""
     open_plan, members = PrivacyPlan.read(open_run / "plan.json"), np.arange(60) % 2 == 0
@@ -333,7 +344,7 @@ def test_a_report_leaves_figures_of_units_out_as_a_whole_or_shows_them(audits, p
     assert hidden.keys() == full.keys()
     assert (hidden["attack"], hidden["epsilon_lower"], hidden["delta"]) == (None, None, plan.delta)
     kept = {"theoretical", "contradicts", "assumes", "trainings", "looks_at_units", "shadow_models", "steps"}
-    assert hidden["details"].keys() == kept | {"noise_multiplier"}
+    assert hidden["details"].keys() == kept | {"noise_multiplier", "hits_above_limit"}
     others = [audit for audit in audits if audit is not full]
     assert [hide_units(audit, plan) for audit in others] == others
     told = check_audits(part([hidden]), plan)
@@ -356,7 +367,7 @@ def test_a_report_leaves_figures_of_units_out_as_a_whole_or_shows_them(audits, p
         (lambda a: a["details"].pop("steps"), "shadow/details/steps"),
         (lambda a: a["details"].update(steps=3), "shadow/details/steps is 3"),
         (lambda a: a["details"].update(noise_multiplier=0.5), "shadow/details/noise_multiplier is 0.5"),
-        (lambda a: a["details"].update(theoretical=9.0), "shadow/details/theoretical is 9.0"),
+        (lambda a: a["details"].update(theoretical=9.0), "shadow/details/theoretical"),
         (lambda a: a["details"].update(looks_at_units=False), "on no training units"),
         (lambda a: a["details"].update(trainings=1), "shadow/details/trainings"),
         (lambda a: a["details"].update(assumes="Nothing."), "shadow/details/assumes"),
@@ -364,6 +375,8 @@ def test_a_report_leaves_figures_of_units_out_as_a_whole_or_shows_them(audits, p
         (lambda a: a.update(confidence=0.9), "shadow/confidence"),
         (lambda a: a.update(delta=1e-5), "shadow/delta"),
         (lambda a: a.update(delta=None), "shadow/delta"),
+        (lambda a: a["details"].update(hits_above_limit=None), "shadow/details/hits_above_limit"),
+        (lambda a: a["details"].pop("hits_above_limit"), "shadow/details/hits_above_limit"),
     ],
 )
 def test_a_forged_entry_without_figures_is_found(audits, plan, forgery, reason):
@@ -390,6 +403,9 @@ def test_figures_of_units_are_left_out_of_a_run_without_privacy_too(open_run):
     check_audits(part([hidden]), open_plan)
     with pytest.raises(Disagreement, match=r"shadow/delta is .*, and tells how many"):
         check_audits(part([hidden | {"delta": full["delta"]}]), open_plan)
+    above = hidden | {"details": hidden["details"] | {"hits_above_limit": True}}
+    with pytest.raises(Disagreement, match="shadow/details/hits_above_limit is True, and no plan sets a limit"):
+        check_audits(part([above]), open_plan)
 
 
 def test_names_of_unfinished_audits_are_sorted_and_not_those_of_finished_ones(audits, plan):

@@ -8,11 +8,12 @@ import shutil
 
 import pytest
 from jinja2 import StrictUndefined, Template
-from made_audits import begin_audit
+from made_audits import begin_audit, put_audit, training_audit
 from typer.testing import CliRunner
 
 from dpeq.cli import app
 from dpeq.errors import ConfigError, DataError
+from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.check import check_report
 from dpeq.reporting.check_privacy import Disagreement
 from dpeq.reporting.check_run import UNVERIFIED, check_page, check_run, difference
@@ -87,6 +88,22 @@ def test_what_the_run_cannot_tell_is_said(true, room, tmp_path, make_run, image_
     assert "no patient has more than 3" in check_run(build_report(image_run, images_per_patient=3), image_run)[-1]
 
 
+def test_audits_are_compared_where_the_run_has_no_scores(make_run, tmp_path):
+    run = shutil.copytree(make_run(), tmp_path / "run")
+    plan = PrivacyPlan.read(run / "plan.json")
+    put_audit(run, "shadow", training_audit(plan, 0.5, judged=600, kind="member", shadows=8))
+    begin_audit(run, "one-run")
+    reports = [build_report(run), build_report(run, attacks_on_units=True)]
+    (run / "metrics.json").unlink()
+    for report in reports:
+        told = check_run(report, run)
+        assert f"Its audits are those of the files in {run}." in told
+        assert told[-1].endswith("holds no scores; all but plan, ledger and audits is as the report states it.")
+        for key, value in (("audits", []), ("unfinished_audits", []), ("audit_trainings", 0)):
+            with pytest.raises(Disagreement, match=f"^{key} (is|has) .*build the report again"):
+                check_run(report | {key: value}, run)
+
+
 def test_another_run_under_the_companions_name_is_found(true, room, tmp_path, make_run):
     shutil.copytree(room / "ours", tmp_path / "ours")
     shutil.copytree(room / "theirs", tmp_path / "theirs")
@@ -125,6 +142,7 @@ def test_the_verb_takes_the_run_that_lies_elsewhere(true, room, tmp_path, monkey
 
     alone, with_run = dpeq(path, "--check"), dpeq(path, "--check", "--run", room / "ours")
     assert "\nNot verified: the run is not at hand" in alone
+    assert "which audits there were, what they counted" in alone
     assert "Not verified" not in with_run
     assert "ok  Scores, model, data, audits, warnings" in with_run
     for arguments, reason in (

@@ -72,7 +72,7 @@ def test_answers_carry_the_runs_own_figures(answers):
 
 AUDIT = {"method": "m", "epsilon_lower": 1.5, "confidence": 0.95, "delta": 1e-4, "details": {}, "attack": {}}
 STEP = {"one_step_epsilon_lower": 2.0, "one_step_theoretical": 1.0}
-HIDDEN = AUDIT | {"name": "shadow", "epsilon_lower": None, "attack": None}
+HIDDEN = AUDIT | {"name": "shadow", "epsilon_lower": None, "attack": None, "details": {"hits_above_limit": False}}
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,13 @@ HIDDEN = AUDIT | {"name": "shadow", "epsilon_lower": None, "attack": None}
         (
             lambda r: r.update(audits=[HIDDEN]),
             "Algorithms and their correctness",
-            "; an attack on the training units (shadow) did not contradict the plan; its figures are not shown here.",
+            "; an attack on the training units (shadow) did not contradict the plan by its bound on epsilon; its "
+            "figures are not shown here.",
         ),
         (
             lambda r: r.update(unfinished_audits=["one-run", "step-2"]),
             "Algorithms and their correctness",
-            "recomputed from the plan's constants; begun and without a result: one-run, step-2.",
+            "recomputed from the plan's constants; begun and without a result that can be read: one-run, step-2.",
         ),
         (
             lambda r: r.update(audits=[AUDIT | {"details": STEP}, AUDIT | {"epsilon_lower": 3.0}]),
