@@ -197,7 +197,7 @@ def odd_claim(audit: Mapping[str, Any], plan: PrivacyPlan) -> str | None:
     if plan.private and audit["delta"] != plan.delta:
         return "delta"
     claimed = (plan.epsilon_spent,) if plan.private else ("inf", None)
-    if isinstance(details["theoretical"], bool) or details["theoretical"] not in claimed:
+    if details["theoretical"] not in claimed:
         return "details/theoretical"
     if ("hits_above_limit" in details) is not (attack is None):
         return "details/hits_above_limit"
