@@ -34,7 +34,6 @@ __all__ = [
     "compose",
     "group_by_definition",
     "group_epsilon",
-    "read_audit_ledgers",
     "read_spent",
 ]
 
@@ -193,11 +192,3 @@ def read_spent(path: Path | str) -> RunSpent:
     last = [entry["kind"] for entry in entries if entry["kind"] in ("step", "torn")][-1:]
     torn = entries.torn is not None or last == ["torn"]
     return RunSpent(path, plan, min(entries.steps + torn, plan.steps))
-
-
-def read_audit_ledgers(run: Path) -> list[RunSpent]:
-    """What trainings for audits of ``run`` spent, finished or not: every :data:`AUDIT_LEDGER` below RUN/audits.
-
-    They are trainings on the run's data beside it, and add to its loss. Raises as :func:`read_spent`.
-    """
-    return [read_spent(path) for path in sorted((run / "audits").rglob(AUDIT_LEDGER))]

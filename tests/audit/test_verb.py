@@ -30,12 +30,12 @@ from dpeq.errors import ConfigError, DataError
 from dpeq.privacy.audit.curves import profile_of
 from dpeq.privacy.audit.membership import attack_quality
 from dpeq.privacy.audit.one_run import audit_one_run
-from dpeq.privacy.composition import AUDIT_LEDGER, read_audit_ledgers
+from dpeq.privacy.composition import AUDIT_LEDGER
 from dpeq.privacy.gaussian import add_noise
 from dpeq.privacy.ledger import read_ledger
 from dpeq.privacy.optimizer import PlanOptimizer
 from dpeq.report_verb import _inside
-from dpeq.reporting.audit import contradiction, read_audits
+from dpeq.reporting.audit import contradiction, read_audits, trainings_for_audits
 from dpeq.reporting.numbers import show
 from dpeq.training.files import fingerprint_key
 from dpeq.training.loop import TrainingResult
@@ -235,7 +235,7 @@ def test_shadow_models_of_a_run(run, recipe):
     ledgers = sorted((run / "audits").rglob(AUDIT_LEDGER))
     assert [path.parent.name for path in ledgers] == ["shadow-01", "shadow-02", "shadow-03", "shadow-04", "target"]
     assert {read_ledger(path).steps for path in ledgers} == {4}
-    assert len(read_audit_ledgers(run)) == 5
+    assert trainings_for_audits(run, plan_at(8.0)) == 5
     for path in (run / "audits").rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
     allowed = profile_of(plan_at(8.0)).hit_rate

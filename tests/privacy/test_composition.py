@@ -11,12 +11,10 @@ from dpeq.errors import ConfigError, DataError
 from dpeq.privacy import accounting, composition
 from dpeq.privacy.accounting import AccountingError
 from dpeq.privacy.composition import (
-    AUDIT_LEDGER,
     Part,
     compose,
     group_by_definition,
     group_epsilon,
-    read_audit_ledgers,
     read_spent,
 )
 from dpeq.privacy.gdp import gaussian_epsilon
@@ -224,18 +222,3 @@ def test_ledgers_that_do_not_serve_are_refused(tmp_path):
     ledger.write_bytes(ledger.read_bytes().replace(b'"step":2', b'"step":3'))
     with pytest.raises(DataError, match="Line 3"):
         read_spent(folder)
-
-
-def test_trainings_for_audits_are_found_by_their_ledgers_however_deep(tmp_path):
-    folder = run(tmp_path / "a", PLAN, 6)
-    assert read_audit_ledgers(folder) == []
-    for place, steps in (("one-run", 6), ("shadow/target", 6), ("shadow/shadow-01", 2)):
-        (folder / "audits" / place).mkdir(parents=True)
-        with Ledger.create(folder / "audits" / place / AUDIT_LEDGER, PLAN) as ledger:
-            for step in range(1, steps + 1):
-                ledger.spend(step)
-    assert [(spent.plan, spent.steps) for spent in read_audit_ledgers(folder)] == [(PLAN, 6), (PLAN, 2), (PLAN, 6)]
-    with (folder / "audits" / "one-run" / AUDIT_LEDGER).open("r+b") as ledger:
-        ledger.write(b"x")
-    with pytest.raises(DataError, match="Line 1"):
-        read_audit_ledgers(folder)

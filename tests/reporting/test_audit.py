@@ -1,20 +1,17 @@
+"""Audits of a run as its report reads them: which are refused, which refute."""
+
 from __future__ import annotations
 
-import copy
-import html
 import json
-import re
 from dataclasses import replace
 
 import pytest
 from finished_runs import cell_config, lay_down, plan_at
 from made_audits import begin_audit, changed, put_audit, put_ledger, step_audit, training_audit
 
-from dpeq.errors import ConfigError, DataError
-from dpeq.export.statement import privacy_statement
+from dpeq.errors import DataError
 from dpeq.privacy.accounting import upper_bound
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.privacy.risk import assess, assess_epsilon
 from dpeq.reporting.audit import (
     contradiction,
     read_audit,
@@ -25,14 +22,7 @@ from dpeq.reporting.audit import (
     unfinished_audits,
 )
 from dpeq.reporting.audit_form import odd_detail
-from dpeq.reporting.audit_view import audit_view
-from dpeq.reporting.check import Disagreement, check_contents
-from dpeq.reporting.check_run import check_run
-from dpeq.reporting.html import render_html
 from dpeq.reporting.model import build_report
-from dpeq.reporting.numbers import percent_up, round_down
-from dpeq.reporting.risks import group_risk, risk_from_dict
-from dpeq.reporting.rundir import ledger_facts
 from dpeq.training.start import Start
 
 
@@ -50,23 +40,6 @@ def audit(plan):
     return json.loads(step_audit(plan))
 
 
-def test_all_audits_of_a_run_are_in_its_report_by_name(make_run, plan):
-    run = make_run()
-    for name, text in (("step-2", step_audit(plan)), ("one-run", training_audit(plan, 1.5))):
-        put_audit(run, name, text)
-    (run / "audits" / "notes.txt").touch()
-    report = build_report(run)
-    assert report["audits"] == [
-        {"name": "one-run", **json.loads(training_audit(plan, 1.5))},
-        {"name": "step-2", **json.loads(step_audit(plan))},
-    ]
-    assert titles(report) == []
-    nothing = build_report(make_run())
-    assert (nothing["audits"], nothing["unfinished_audits"]) == ([], [])
-    (make := make_run() / "audits").write_text("a file of that name is no folder of audits")
-    assert read_audits(make.parent) == []
-
-
 def test_folders_that_are_no_audits_names_and_files_of_older_versions_are_refused(make_run, plan):
     run = make_run()
     put_audit(run, "Step_1", step_audit(plan))
@@ -78,24 +51,6 @@ def test_folders_that_are_no_audits_names_and_files_of_older_versions_are_refuse
     for read in (read_audits, build_report):
         with pytest.raises(DataError, match=r"audit\.json is of an older version"):
             read(run)
-
-
-def test_one_audit_of_several_above_the_guarantee_is_the_first_thing_said(make_run, plan):
-    run = make_run(warnings=["2 files were skipped"])
-    put_audit(run, "a", training_audit(plan, 1.5))
-    put_audit(run, "b", step_audit(plan), epsilon_lower=9.0)
-    put_audit(run, "c", training_audit(plan, 1.5, kind="input"), epsilon_lower=9.5)
-    report = build_report(run)
-    assert titles(report)[0] == "THE GUARANTEE IS FALSE"
-    text = report["assumptions"][0]["text"]
-    text = text.replace("\N{NO-BREAK SPACE}", " ")
-    assert (
-        "(one private step, 4000 times) finds that epsilon is at least 9.000 with confidence 95.0 %, where the "
-        "guarantee allows 7.998 at" in text
-    )
-    assert "(input canaries, one run, subsampled gaussian curves) finds that epsilon is at least 9.500" in text
-    assert "gradient canaries" not in text
-    assert "Do not release this model" in text
 
 
 def test_an_audit_contradicts_a_guarantee_at_its_own_delta(plan):
@@ -371,302 +326,9 @@ def test_a_bound_says_what_it_is_held_against(audit, missing):
     assert odd_detail({key: value for key, value in audit["details"].items() if key != missing}) == missing
 
 
-def test_a_risk_comes_back_from_a_report_bit_for_bit(private_run):
-    plan = PrivacyPlan.read(private_run / "plan.json")
-    unbounded = assess_epsilon(1000.0, 1e-5, "image", note="Nothing better was to be had.")
-    for risk in (assess(plan), assess(plan, 100), assess(plan, 0), unbounded):
-        assert risk_from_dict(json.loads(json.dumps(risk.to_dict()))) == risk
-    with pytest.raises(DataError, match="none that dpeq writes"):
-        risk_from_dict({"epsilon": 1.0})
-
-
-def test_a_group_of_images_is_asked_for_where_it_means_something(image_run, private_run, open_run):
-    images, patients, open_plan = (PrivacyPlan.read(run / "plan.json") for run in (image_run, private_run, open_run))
-    one, three = assess(images), group_risk(images, 400, 3)
-    assert (three.group, three.unit) == (3, "image")
-    assert three.advantage > one.advantage
-    assert group_risk(images, 400, 1) == one
-    assert group_risk(patients, 400, None) is None
-    for plan, count, reason in (
-        (patients, 3, "protects whole patients"),
-        (PrivacyPlan.from_dict(open_plan.to_dict() | {"unit": "image"}), 3, "not private"),
-        (images, 0, "most images"),
-    ):
-        with pytest.raises(ConfigError, match=reason):
-            group_risk(plan, 400, count)
-
-
-def test_the_report_of_images_states_the_patients_risk_and_says_where(image_run):
-    alone, grouped = build_report(image_run), build_report(image_run, images_per_patient=3)
-    assert alone["group_risk"] is None
-    assert grouped["group_risk"]["group"] == 3
-    assert grouped["risk"] == alone["risk"]
-    texts = [next(e["text"] for e in r["assumptions"] if e["title"].startswith("One image")) for r in (alone, grouped)]
-    assert "--images-per-patient K" in texts[0]
-    assert "What holds for 3 images of one patient is stated" in texts[1]
-
-
 def test_details_are_numbers_and_two_known_words(audit):
     details = {
         **{"theoretical": "inf", "share": None, "contradicts": True, "assumes": "That all steps are alike."},
         **{"mu_lower": None, "n": 2},
     }
     assert odd_detail(details) is None
-
-
-def test_a_report_that_an_audit_refutes_says_so_wherever_it_speaks_of_its_guarantee(make_run, plan):
-    run = make_run()
-    folder = put_audit(run, "step", step_audit(plan), epsilon_lower=9.0009, confidence=0.99996)
-    report = build_report(run)
-    guarantee = report["guarantee"]
-    assert guarantee["statement"].startswith("THE GUARANTEE IS FALSE: ")
-    for reader in ("officer", "clinician", "reviewer"):
-        assert guarantee[reader][0].startswith("THE GUARANTEE IS FALSE: ")
-        assert "%" not in " ".join(guarantee[reader])
-    answers = {row["item"]: row["answer"] for rows in report["checklist"].values() for row in rows}
-    assert answers["Epsilon"] == "8.00 was claimed for each patient and is REFUTED by an audit: no tier."
-    assert answers["Privacy parameters"].startswith("REFUTED by an audit; claimed were ε = 8.00")
-    assert answers["Formal statement"].startswith("THE GUARANTEE IS FALSE")
-    correct = answers["Algorithms and their correctness"].replace("\N{NO-BREAK SPACE}", " ")
-    assert "steps; epsilon was recomputed from the plan's constants; REFUTED. The audit (one private step" in correct
-    assert "at least 9.000 with confidence 99.9 %, where the guarantee allows 7.998" in correct
-    assert "strongest" not in correct
-    page = render_html(report)
-    text = " ".join(html.unescape(re.sub("<[^>]+>", " ", page)).split())
-    assert "<title>REFUTED: " in page
-    assert "GUARANTEE REFUTED" in text
-    assert "An audit has refuted the limit" in text
-    assert "proven limit" not in text
-    cards = re.sub("<[^>]+>", " ", page[page.index('<dl class="cards">') : page.index("</dl>", page.index("cards"))])
-    for told in ("8.00", "10⁻⁴", "1 in 10,000", "at most", "≤"):
-        assert told not in cards
-    assert cards.count("refuted by an audit") == 2
-    assert text.count("By bad luck alone a bound is too high in up to one audit of twenty.") == 2
-    with pytest.raises(Disagreement, match="audits/step/confidence is 0"):  # the figure was put in
-        check_contents(report)
-    (folder / "audit.json").write_text(step_audit(plan))
-    held = build_report(run)
-    assert "REFUTED" not in render_html(held) + json.dumps(held)
-
-
-def test_an_audit_that_truly_refutes_its_run_is_found_by_the_check(make_run, plan):
-    run = make_run()
-    put_audit(run, "step", step_audit(plan, louder=2.0))
-    report = build_report(run)
-    assert titles(report)[0] == "THE GUARANTEE IS FALSE"
-    assert report["audits"][0]["details"]["contradicts"]
-    with pytest.raises(Disagreement, match="THE GUARANTEE IS FALSE"):
-        check_contents(report)
-
-
-def test_hits_above_their_limit_need_attention_and_refute_nothing(make_run, plan):
-    run, audit = make_run(), json.loads(training_audit(plan, 1.5))
-    first = audit["attack"]["hit_rates"][0]
-    first |= {"hits": 0.3, "low": 0.2579, "high": 0.3451, "allowed": 0.2341, "contradicts": True}
-    put_audit(run, "one-run", json.dumps(audit))
-    report = build_report(run)
-    assert titles(report) == ["An attack hit more often than the plan allows"]
-    text = report["assumptions"][0]["text"].replace("\N{NO-BREAK SPACE}", " ")
-    alarms = percent_up(first["false_alarms_high"], 2).replace("\N{NO-BREAK SPACE}", " ")
-    told = f"25.7 % at least at {alarms} false alarms (one-run), where 23.5 % are allowed the training. Those that"
-    assert told in text
-    assert "not quite independent of each other, so that this is no proof. 2 hit rates were tested" in text
-    of_step = json.loads(step_audit(plan))
-    of_step["attack"]["hit_rates"][0] |= {"contradicts": True}
-    put_audit(other := make_run(), "step", json.dumps(of_step))
-    text = build_report(other)["assumptions"][0]["text"]
-    assert "are allowed a step. 2 hit rates were tested" in text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "REFUTED" not in json.dumps(report)
-
-
-FIGURES = "Figures of an attack on the training data themselves"
-
-
-@pytest.fixture(scope="module")
-def shadow(plan):
-    return training_audit(plan, 0.5, judged=600, kind="member", shadows=8)
-
-
-def notes(report):
-    return {entry["title"]: entry for entry in report["assumptions"]}
-
-
-def test_figures_from_the_units_themselves_are_shown_where_they_are_asked_for(make_run, plan, shadow):
-    run = make_run()
-    put_audit(run, "shadow", shadow)
-    put_audit(run, "one-run", training_audit(plan, 1.5))
-    shown = build_report(run, attacks_on_units=True)
-    assert shown["audits"][1] == {"name": "shadow", **json.loads(shadow)}
-    entry = notes(shown)
-    assert (entry[FIGURES]["kind"], entry["Trainings for audits"]["kind"]) == ("attention", "not_covered")
-    assert "the attack shadow was judged by: the training patients" in entry[FIGURES]["text"]
-    assert "tell how many training patients there are" in entry[FIGURES]["text"]
-    assert "Its audits took 10 trainings on the same data" in entry["Trainings for audits"]["text"]
-    assert (
-        "The figures of one-run in this report are a release of such a training"
-        in entry["Trainings for audits"]["text"]
-    )
-    hidden = build_report(run)
-    assert [audit["name"] for audit in hidden["audits"]] == ["one-run", "shadow"]
-    assert hidden["audits"][0] == shown["audits"][0]
-    assert FIGURES not in notes(hidden)
-    assert notes(hidden)["Trainings for audits"] == entry["Trainings for audits"]
-    for report in (shown, hidden):
-        check_contents(report)
-        assert "audits" in check_run(report, run)[-1]
-    for texts in ((step_audit(plan),), (training_audit(plan, 1.5),)):
-        other = make_run()
-        put_audit(other, "one", texts[0])
-        told = notes(build_report(other, attacks_on_units=True))
-        assert FIGURES not in told
-        assert ("Trainings for audits" in told) is (texts[0] != step_audit(plan))
-
-
-def test_no_count_of_units_is_anywhere_in_a_report_that_was_not_asked_for_it(make_run, plan, shadow):
-    run = make_run()
-    put_audit(run, "shadow", shadow)
-    attack = json.loads(shadow)["attack"]
-    report = build_report(run)
-    page = render_html(report)
-    only = " ".join(html.unescape(re.sub("<[^>]+>", " ", page[page.index('id="audits"') :])).split())
-    only = only[: only.index("What it rests on")]
-    for count in (attack["members"], attack["others"], 600):
-        assert f'"members": {count}' not in json.dumps(report)
-        assert str(count) not in only
-    assert report["audits"][0]["attack"] is None
-    for told in (
-        "This attack was carried out. Its bound on ε did not contradict the plan",
-        "tell how many there are, so they are left out here: they lie with the run",
-        "'dpeq report RUN --attacks-on-units' shows them",
-        "It took 9 further trainings on the same data",
-    ):
-        assert told in only
-    assert "ε at least" not in only
-    answers = {row["item"]: row["answer"] for rows in report["checklist"].values() for row in rows}
-    said = answers["Algorithms and their correctness"]
-    assert "; an attack on the training units (shadow) did not contradict the plan by its bound on epsilon; its" in said
-    for word in ("members", "guessed", "strength", "share", "auc", "roc"):
-        assert word not in json.dumps(report["audits"])
-    forged = copy.deepcopy(report)
-    forged["audits"][0]["details"]["trainings"] = 5
-    forged["audits"][0]["details"]["shadow_models"] = 4
-    with pytest.raises(Disagreement, match="audits/0/details/trainings is 5, and 9"):
-        check_run(forged, run)
-
-
-def test_hits_above_their_limit_are_told_without_the_figures(make_run, plan, shadow):
-    """A warning is not lost with what it rests on."""
-    run, quiet, audit = make_run(), make_run(), json.loads(shadow)
-    put_audit(quiet, "shadow", shadow)
-    audit["attack"]["hit_rates"][1]["contradicts"] = True
-    put_audit(run, "shadow", json.dumps(audit))
-    title = "An attack hit more often than the plan allows"
-    report, below = build_report(run), build_report(quiet)
-    assert report["schema_version"] == "3.1"
-    assert [one["audits"][0]["details"]["hits_above_limit"] for one in (report, below)] == [True, False]
-    assert (titles(report), titles(below)) == ([title], [])
-    text = notes(report)[title]["text"]
-    assert text.startswith(
-        "Hits above their limit: the attack shadow, whose figures are left out here. Those that were judged in one "
-    )
-    assert "this is no proof. 2 hit rates were tested" in text
-    assert "%" not in text
-    said = "It hit more often than the plan allows; its bound on ε did not contradict the plan."
-    assert [said in html.unescape(render_html(one)) for one in (report, below)] == [True, False]
-    answers = {row["item"]: row["answer"] for rows in report["checklist"].values() for row in rows}
-    assert (
-        "; an attack on the training units (shadow) hit more often than the plan allows, and did not contradict the "
-        "plan by its bound on epsilon; its figures" in answers["Algorithms and their correctness"]
-    )
-    check_contents(report)
-    check_run(report, run)
-    for one, folder in ((report, quiet), (below, run)):
-        with pytest.raises(Disagreement, match="audits/0/details/hits_above_limit is"):
-            check_run(one | {"run": folder.name}, folder)
-    forged = copy.deepcopy(report)
-    forged["audits"][0]["details"]["hits_above_limit"] = False
-    with pytest.raises(Disagreement, match="checklist do not follow"):
-        check_contents(forged)
-    put_audit(run, "one-run", training_audit(plan, 1.5))
-    assert "2 hit rates were tested" not in (both := notes(build_report(run))[title]["text"])
-    assert "4 hit rates were tested" in both
-
-
-def test_a_refutation_by_an_attack_on_the_units_is_never_left_out(make_run, plan):
-    run = make_run()
-    above = {"contradicts": True, "share": 9.0009 / plan.epsilon_spent}
-    put_audit(
-        *(run, "shadow", training_audit(plan, 2.0, kind="member", shadows=4)), epsilon_lower=9.0009, details=above
-    )
-    full, hidden = build_report(run, attacks_on_units=True), build_report(run)
-    assert full["audits"][0]["details"]["contradicts"]
-    lower = full["audits"][0]["epsilon_lower"]
-    assert (hidden["audits"][0]["epsilon_lower"], hidden["audits"][0]["attack"]) == (lower, None)
-    for report in (full, hidden):
-        assert titles(report)[0] == "THE GUARANTEE IS FALSE"
-        assert report["guarantee"]["statement"].startswith("THE GUARANTEE IS FALSE")
-        with pytest.raises(Disagreement, match="shadow/epsilon_lower" if report is full else "THE GUARANTEE IS FALSE"):
-            check_contents(report)  # the counts do not say so
-    assert refutation(full) == refutation(hidden)
-    text = html.unescape(render_html(hidden))
-    assert "GUARANTEE REFUTED" in text
-    assert f"It CONTRADICTED the plan: ε is at least {round_down(lower)}, where the plan has at most 8.00." in text
-
-
-def test_a_run_without_privacy_keeps_the_figures_of_its_units_too(make_run, open_run):
-    plan = PrivacyPlan.read(open_run / "plan.json")
-    run = make_run(plan=plan.to_dict(), rng="seeded", seed=0)
-    put_audit(run, "shadow", training_audit(plan, 3.0, judged=432, kind="member", shadows=4))
-    hidden, shown = build_report(run), build_report(run, attacks_on_units=True)
-    assert "432" not in json.dumps(hidden["audits"])
-    assert FIGURES not in notes(hidden)
-    assert notes(shown)[FIGURES]["kind"] == "attention"
-    assert "are covered by nothing" in notes(shown)[FIGURES]["text"]
-    for report in (hidden, shown):
-        text = notes(report)["Trainings for audits"]["text"]
-        assert text.startswith("Its audits took 5 trainings on the same data under the same plan, finished or not.")
-        assert "They had no noise either" in text
-        assert "budget" not in text
-        check_contents(report)
-        check_run(report, run)
-    assert "There is no plan that it could contradict." in render_html(hidden)
-
-
-def test_trainings_of_an_audit_that_was_begun_are_told(make_run, plan):
-    """They have spent, whether or not anything was ever found."""
-    run = make_run()
-    for name in ("target", "shadow-01"):
-        put_ledger(run / "audits" / "shadow" / name, plan, 1)
-    report = build_report(run)
-    assert (report["audits"], report["audit_trainings"]) == ([], 2)
-    entry = next(entry for entry in report["assumptions"] if entry["title"] == "Trainings for audits")
-    assert "Its audits took 2 trainings on the same data under the same plan, finished or not." in entry["text"]
-    assert entry["text"] in html.unescape(render_html(report))
-
-
-def test_bounds_of_an_audit_are_rounded_to_the_safe_side(report, plan):
-    details = {"misses_high": 0.01234, "noise_multiplier_at_most": 1.23451, "one_step_theoretical": 2.58101}
-    details |= {"epsilon_lower_assuming_nothing": 0.5119, "one_step_epsilon_lower": 2.1999}
-    audit = changed(json.loads(step_audit(plan)), epsilon_lower=1.2399, confidence=0.99996, details=details)
-    shown = audit_view(report | {"audits": [{"name": "step", **audit}]})
-    assert shown["audit_confidence"] == "99.9\N{NO-BREAK SPACE}%"
-    assert shown["audit_summary"] == []
-    rows = {what: (found, allowed) for what, found, allowed in shown["audits"][0]["rows"]}
-    assert rows["ε of the training, at δ = 1\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10⁻⁴"] == (
-        *("at least 1.23", "at most 8.00"),
-    )
-    assert rows["ε of one step"] == ("at least 2.19", "at most 2.59")
-    rest = dict(shown["audits"][0]["rest"])
-    keys = ("misses high", "noise multiplier at most", "epsilon lower assuming nothing")
-    assert [rest[key] for key in keys] == ["0.013", "1.235", "0.511"]
-
-
-def test_exported_files_say_that_their_guarantee_is_refuted(private_run, plan, audit):
-    ledger = ledger_facts(private_run / "ledger.jsonl", plan)
-    said = privacy_statement(plan, ledger, [audit, audit | {"epsilon_lower": 9.0}])
-    assert said["label"] == "GUARANTEE REFUTED"
-    assert said["statement"].startswith("THE GUARANTEE IS FALSE")
-    for audits in ([], [audit]):
-        said = privacy_statement(plan, ledger, audits)
-        assert said["label"] == "DIFFERENTIALLY PRIVATE"
-        assert said["statement"].startswith("Training satisfies")
