@@ -32,6 +32,7 @@ __all__ = [
     "RunSpent",
     "Total",
     "compose",
+    "compose_ledgers",
     "group_by_definition",
     "group_epsilon",
     "read_spent",
@@ -192,3 +193,33 @@ def read_spent(path: Path | str) -> RunSpent:
     last = [entry["kind"] for entry in entries if entry["kind"] in ("step", "torn")][-1:]
     torn = entries.torn is not None or last == ["torn"]
     return RunSpent(path, plan, min(entries.steps + torn, plan.steps))
+
+
+def compose_ledgers(
+    paths: Sequence[Path | str], *, delta: float | None = None, images_per_patient: int | None = None
+) -> Total:
+    """All runs on the same data together, from their ledgers or run folders; whether the data are the same you know.
+
+    Every run counts with its whole plan, as in a summary: the steps that an unfinished one took are no constant that
+    was fixed in advance. ``delta`` is the smallest of the plans' unless given. Runs must speak of one unit; with
+    ``images_per_patient`` (a published maximum) the total speaks of a patient, for whom an image-level run is a run on
+    a group of so many images. Raises :class:`ConfigError` when no path or one twice is given or the units differ, and
+    as :func:`read_spent` and :func:`compose`.
+    """
+    runs = [read_spent(path) for path in paths]
+    if not runs:
+        raise ConfigError("No run was named; give run folders or ledgers.")
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise ConfigError("A run was named twice; name each once.")
+    plans = [run.plan for run in runs]
+    if images_per_patient is not None:
+        _check_size(images_per_patient)
+        groups = [images_per_patient if plan.unit == "image" else 1 for plan in plans]
+    elif len({plan.unit for plan in plans}) > 1:
+        raise ConfigError(
+            "Some runs protect an image and others a patient; give images_per_patient, the most that one patient has."
+        )
+    else:
+        groups = [1] * len(plans)
+    parts = [Part(plan.sample_rate, plan.noise_multiplier, plan.steps) for plan in plans]
+    return compose(parts, min(plan.delta for plan in plans) if delta is None else delta, groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,6 +14,7 @@ from dpeq.privacy.accounting import AccountingError
 from dpeq.privacy.composition import (
     Part,
     compose,
+    compose_ledgers,
     group_by_definition,
     group_epsilon,
     read_spent,
@@ -222,3 +224,40 @@ def test_ledgers_that_do_not_serve_are_refused(tmp_path):
     ledger.write_bytes(ledger.read_bytes().replace(b'"step":2', b'"step":3'))
     with pytest.raises(DataError, match="Line 3"):
         read_spent(folder)
+
+
+def test_ledgers_are_composed_with_their_whole_plans(tmp_path):
+    first = run(tmp_path / "a", PLAN, 6)
+    second = run(tmp_path / "b", replace(PLAN, sample_rate=0.2, noise_multiplier=3.0, delta=1e-5), 2)
+    parts = [Part(0.05, 1.2, 6), Part(0.2, 3.0, 6)]
+    assert compose_ledgers([first, second / "ledger.jsonl"]) == compose(parts, 1e-5)
+    assert compose_ledgers([first, second], delta=1e-3) == compose(parts, 1e-3)
+    assert compose_ledgers([first]).epsilon == accounting.epsilon_pld(0.05, 1.2, 6, 1e-4)
+
+
+def test_a_run_without_noise_makes_everything_infinite(tmp_path):
+    private = run(tmp_path / "a", PLAN, 1)
+    infinite = replace(PLAN, epsilon_target=math.inf, noise_multiplier=0.0, accountant="none", epsilon={})
+    assert compose_ledgers([private, run(tmp_path / "b", infinite, 1)]).epsilon == math.inf
+
+
+def test_images_and_patients_meet_in_the_patient(tmp_path):
+    images = run(tmp_path / "a", PLAN, 4)
+    patients = run(tmp_path / "b", replace(PLAN, unit="patient", sample_rate=0.1), 4)
+    with pytest.raises(ConfigError, match="images_per_patient"):
+        compose_ledgers([images, patients])
+    total = compose_ledgers([images, patients], images_per_patient=3)
+    assert total == compose([Part(0.05, 1.2, 6), Part(0.1, 1.2, 6)], 1e-4, [3, 1])
+    assert compose_ledgers([images], images_per_patient=3) == compose([Part(0.05, 1.2, 6)], 1e-4, 3)
+    with pytest.raises(ConfigError, match="group size"):
+        compose_ledgers([images], images_per_patient=0)
+
+
+def test_ledgers_that_cannot_be_composed_are_refused(tmp_path):
+    folder = run(tmp_path / "a", PLAN, 2)
+    with pytest.raises(ConfigError, match="No run"):
+        compose_ledgers([])
+    with pytest.raises(ConfigError, match="twice"):
+        compose_ledgers([folder, folder / "ledger.jsonl"])
+    with pytest.raises(DataError, match="cannot be read"):
+        compose_ledgers([tmp_path / "none"])
