@@ -100,7 +100,8 @@ def answers_of(process: subprocess.Popen[bytes], patience: float, until: float) 
         rest, silence = b"", START
         while selector.select(max(0, min(silence, until - time.monotonic()))):
             block = os.read(process.stdout.fileno(), 1 << 16)
-            if not block:
+            if not block:  # it lets go of its output before it has ended: how it ended is known only then
+                process.wait(START)
                 return
             silence = patience
             *lines, rest = (rest + block).split(b"\n")

@@ -170,10 +170,12 @@ def _left_out(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list
     """Private runs on the same data that lie there and that the total does not count."""
     named, heads = {row["run"] for row in rows}, {row["ledger_head"] for row in rows}
     missed: list[str] = []
+    seen: set[Path] = set()  # a link beside the folder that it leads to is one run
     for place in places:
         for folder in sorted(ledger.parent for ledger in place.glob("*/ledger.jsonl")):
-            if folder.name in named:
+            if folder.name in named or folder.resolve() in seen:
                 continue
+            seen.add(folder.resolve())
             try:
                 same = Start.read(folder).data_sha256 == rows[0]["data_sha256"]
                 ours = same and read_plan(folder / "plan.json").private

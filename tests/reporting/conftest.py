@@ -19,6 +19,15 @@ from dpeq.privacy import accounting
 from dpeq.privacy.ledger import Ledger
 from dpeq.privacy.plan import PrivacyPlan
 
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A room with nothing beside it: the check of a summary looks for runs there, and other tests leave theirs."""
+    room = tmp_path / "study" / "room"
+    room.mkdir(parents=True)
+    return room
+
+
 PLAN = {
     "epsilon_target": 8.0,
     "delta": 1e-4,
@@ -257,7 +266,8 @@ def full_page(full_report: dict[str, Any]) -> str:
 @pytest.fixture(scope="session")
 def summary_room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Finished runs of two networks, with and without privacy, and one that was begun."""
-    room = tmp_path_factory.mktemp("runs")
+    room = tmp_path_factory.mktemp("runs") / "study" / "room"
+    room.mkdir(parents=True)
     models = {"eqresnet9-d4": {"name": "eqresnet9", "group": "D4"}, "cnn-twin": {"name": "cnn", "match": "eqresnet9"}}
     aucs = iter((0.91, 0.93, 0.95, 0.96, 0.80, 0.81, 0.85, 0.89))
     for model, section in models.items():

@@ -35,7 +35,8 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    room = tmp_path_factory.mktemp("runs")
+    room = tmp_path_factory.mktemp("runs") / "study" / "room"
+    room.mkdir(parents=True)
     folders = []
     for (model, epsilon), aucs in AUCS.items():
         for k, auc in enumerate(aucs, 1):

@@ -22,7 +22,8 @@ from dpeq.reporting.summary_html import write_summary
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    room = tmp_path_factory.mktemp("runs")
+    room = tmp_path_factory.mktemp("runs") / "study" / "room"
+    room.mkdir(parents=True)
     cells = [(8.0, 0.91), (8.0, 0.92), (math.inf, 0.95), (math.inf, 0.96)]
     folders = [lay_down(room, cell_config(room, f"x-{k}", epsilon), auc=auc) for k, (epsilon, auc) in enumerate(cells)]
     folders.append(lay_down(room, cell_config(room, "x-unfinished", 1.0), finished=False, steps=2))
@@ -64,6 +65,7 @@ def test_a_private_run_that_cannot_be_read_is_told_as_left_out(tmp_path, runs, s
     shutil.copytree(room / "x-0", room / "copy-of-x-0")  # spent nothing of its own
     (room / "broken").mkdir()
     (room / "broken" / "ledger.jsonl").touch()
+    (room / "link-to-broken").symlink_to(room / "broken")  # no second run
     assert f"leaves out {room / 'broken'}:" in check_summary(written(tmp_path, summary), runs=room)[-1]
 
 
