@@ -148,9 +148,9 @@ def test_one_answer_for_all_cases_keeps_every_score_in_its_range(n):
 
 def test_a_thousand_resamples_of_a_medmnist_sized_test_set_are_quick():
     proba, labels = multiclass(624, 6, seed=0)
-    start = time.perf_counter()
+    start = time.process_time()
     evaluate_predictions(proba, labels, tuple("abcdef"), n_bootstrap=1000)
-    assert time.perf_counter() - start < 3.0
+    assert time.process_time() - start < 3.0
 
 
 @pytest.mark.parametrize(

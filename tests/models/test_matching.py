@@ -61,10 +61,10 @@ def test_every_size_from_ten_thousand_to_three_million_is_reached(dim, kind):
 def test_matching_is_fast_and_leaves_the_random_state_alone():
     spec, shape = TARGETS["2d"]
     match("cnn", spec, 1, 3, shape)  # its basis is built once
-    before, started = torch.random.get_rng_state(), time.perf_counter()
+    before, started = torch.random.get_rng_state(), time.process_time()
     for kind in KINDS:
         match(kind, spec, 1, 3, shape)
-    assert time.perf_counter() - started < 4
+    assert time.process_time() - started < 4
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

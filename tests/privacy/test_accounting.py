@@ -167,7 +167,7 @@ UNSOUND_PRV = {
 def fake(monkeypatch, tmp_path):
     """Puts a script in the place of the accountants: what it does for each role is given as source."""
 
-    def install(**roles):
+    def install(patience=30.0, **roles):
         script = tmp_path / "worker.py"
         lines = [
             "import json, math, os, sys, time",
@@ -179,7 +179,7 @@ def fake(monkeypatch, tmp_path):
         ]
         script.write_text("\n".join(lines))
         monkeypatch.setattr(_session, "_COMMAND", (sys.executable, str(script)))
-        monkeypatch.setattr(_session, "TIMEOUT_S", 2.0)
+        monkeypatch.setattr(_session, "TIMEOUT_S", patience)
         monkeypatch.setattr(_session, "_current", [])  # a session of its own, beside the module's
         accounting.clear_cache()
 
@@ -193,16 +193,18 @@ PRV = "reply({'value': {'bounds': [[6.8, 6.9, 7.0]], 'rdp': 9.0}})"
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_accountant_is_replaced_and_said(kind, fake):
     action, reason = BROKEN[kind]
-    fake(pld=action, prv=PRV)
-    started = time.monotonic()
+    patience = 2.0 if kind == "hangs" else 30.0  # a busy machine may take its time to start a process
+    fake(patience, pld=action, prv=PRV)
     with accounting.session("pld", "prv"):
         pids = [w._process.pid for w in _session._current[-1]._workers.values()]
         epsilon, name, note = accounting.upper_bound(0.1, 1.0, 100, 1e-5)
+        started = time.monotonic()
         again = accounting.upper_bound(0.1, 1.0, 100, 1e-5)  # a hung process is not waited for twice
+        took = time.monotonic() - started
     assert (epsilon, name) == (7.0, "prv")
     assert reason in note
     assert again == (epsilon, name, note)
-    assert time.monotonic() - started < 6
+    assert took < patience
     assert len(pids) == 2
     for pid in pids:  # killed and reaped: not even a zombie is left
         with pytest.raises(ProcessLookupError):

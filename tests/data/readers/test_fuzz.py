@@ -115,7 +115,7 @@ def test_what_should_not_be_is_found(ending, expected, patience, tmp_path):
         "for number in (0, 1):\n"
         "    print(json.dumps([number, 'x', 'accepted', 0, 0]), flush=True)\n" + ending
     )
-    result = fuzz.run(seconds=2, seed=0, patience=patience, memory=1 << 30, reader=(sys.executable, str(script)))
+    result = fuzz.run(seconds=3, seed=0, patience=patience, memory=1 << 30, reader=(sys.executable, str(script)))
     assert result["findings"][0] == {"number": 2, "file": result["findings"][0]["file"], "what": expected}
     assert result["accepted"] == 2
     assert result["unexpected"] >= 1
