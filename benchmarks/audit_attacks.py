@@ -1,6 +1,6 @@
 """The audits of a recipe, run as commands: what each proves, what its attack finds, and what it takes.
 
-    python -m benchmarks.audit_attacks --data-root DIR --json > docs/measurements/audit_attacks.json
+    python -m benchmarks.audit_attacks --data-root DIR --repeats 3 --json > docs/measurements/audit_attacks.json
     python -m benchmarks.audit_attacks --data-root DIR --repeats 1 --json \\
         --row shadow --row "shadow, without privacy" --row "shadow, overtrained" > docs/measurements/audit_shadows.json
 
@@ -27,6 +27,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from dpeq.reporting.numbers import round_down
 
 SMALL = ["model.group=C4", "model.fields=[1,1,2]", "model.norm_groups=[1,1,1]"]
 OVERTRAINED = [
@@ -57,20 +59,11 @@ def audited(recipe: str, words: Sequence[str], data_root: Path | None) -> dict[s
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
         record = json.loads((out / "audit.json").read_text(encoding="utf-8"))
-    details, attack = record["details"], record["attack"]
+    attack = record["attack"]
     return {
         "command": " ".join(["dpeq audit", recipe, *words]),
-        "method": record["method"],
-        "delta": record["delta"],
-        "epsilon_lower": round(record["epsilon_lower"], 3),
-        "theoretical": details["theoretical"],
-        "share": details["share"],
-        "one_step": [details.get("one_step_epsilon_lower"), details.get("one_step_theoretical")],
-        "attack_of": attack["of"],
-        "auc": round(attack["auc"], 4),
-        "hit_rates": attack["hit_rates"],
-        "members": attack["members"],
-        "others": attack["others"],
+        **{key: record[key] for key in ("method", "delta", "epsilon_lower", "details")},  # with the counts behind it
+        "attack": {key: value for key, value in attack.items() if key != "roc"},
         "seconds": round(seconds, 1),
         "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
     }
@@ -79,12 +72,13 @@ def audited(recipe: str, words: Sequence[str], data_root: Path | None) -> dict[s
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table("audit", "epsilon at least", "of", "area", "hits at 0.1 %", "at 1 %", "CPU, s")
     for row in rows:
-        hits = (f"{rate['hits']:.4f} ({rate['low']:.4f} to {rate['high']:.4f})" for rate in row["hit_rates"])
+        rates = row["attack"]["hit_rates"]
+        hits = (f"{rate['hits']:.4f} ({rate['low']:.4f} to {rate['high']:.4f})" for rate in rates)
         table.add_row(
             row["row"],
-            f"{row['epsilon_lower']:.3f}",
-            str(row["theoretical"]),
-            f"{row['auc']:.3f}",
+            round_down(row["epsilon_lower"]),
+            f"{float(row['details']['theoretical']):.2f}",
+            f"{row['attack']['auc']:.3f}",
             *hits,
             f"{row['cpu_seconds']:.0f}",
         )
