@@ -56,7 +56,6 @@ def test_a_network_with_little_noise_gives_its_canaries_away(tmp_path, sigma, lo
     data = make_splits()["train"]
     course, options = Course(plan, settings, CPU), {"canaries": 60, "kind": "input"}
     attack = attack_training(model, data, course, tmp_path, **options)
-    print("AUC", sigma, roc_auc_score(attack.included, attack.scores))
     assert low <= roc_auc_score(attack.included, attack.scores) <= high
     assert attack.lost == 0
     audit = audit_training(plan, attack)

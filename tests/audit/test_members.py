@@ -1,5 +1,7 @@
 """The membership attack: what its models are trained on, what is asked, and that it finds who was in without noise."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -39,18 +41,21 @@ def make_plan(sigma: float, steps: int = 40) -> PrivacyPlan:
     return made_plan(0.5, sigma, steps, accountant="rdp", **sizes)
 
 
-def build() -> nn.Module:
-    torch.manual_seed(next(SEEDS))
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 2))
+def builder():
+    """Makes networks that differ, the same ones in every test."""
+    seeds = itertools.count()
 
+    def build() -> nn.Module:
+        torch.manual_seed(next(seeds))
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 2))
 
-SEEDS = iter(range(10_000))
+    return build
 
 
 def attacked(folder, sigma, *, shadows=8, images=None, steps=40, **options):
     settings = OptimizerSettings(lr=0.02, optimizer="adam", ema_decay=0.5, physical_units=256)
     course = Course(make_plan(sigma, steps), settings, CPU)
-    return attack_members(build, images or noise_images(), course, folder, shadows=shadows, **options)
+    return attack_members(builder(), images or noise_images(), course, folder, shadows=shadows, **options)
 
 
 def test_without_noise_it_finds_who_was_in(tmp_path):
@@ -98,7 +103,7 @@ def test_a_part_has_all_images_of_its_units_and_no_others():
 
 
 def test_a_unit_is_asked_by_the_mean_over_its_images():
-    images, network = noise_images(units=4, each=2), build()
+    images, network = noise_images(units=4, each=2), builder()()
     chances = torch.softmax(network(images.images).double(), dim=1)
     own = chances.gather(1, images.labels[:, None])[:, 0]
     odds = torch.log(own / (1 - own)).detach().view(4, 2).mean(dim=1)

@@ -13,6 +13,7 @@ import torch
 import typer
 from finished_runs import cell_config, lay_down, plan_at
 from rich.console import Console
+from scipy.stats import norm
 from typer.testing import CliRunner
 
 import dpeq.training.prepare as prepare_module
@@ -79,6 +80,20 @@ def go(target, *overrides, **changes):
     return code, out.getvalue(), err.getvalue()
 
 
+def limits_are(attack, allowed):
+    """Hits that the audited mechanism allows, where false alarms are few: nothing else may stand beside an attack."""
+    few = [(rate, hits) for rate, hits in attack["limit"] if 0 < rate < 0.2]
+    assert len(few) > 2
+    few += [(row["false_alarms_high"], row["allowed"]) for row in attack["hit_rates"]]
+    for rate, hits in few:
+        assert allowed(rate) <= hits <= 1.001 * allowed(rate)
+
+
+def hits_of_a_gaussian(rate, sample_rate=1.0):
+    """At noise multiplier 1: Neyman-Pearson's test for a unit that is in the step with probability ``sample_rate``."""
+    return (1 - sample_rate) * rate + sample_rate * norm.cdf(norm.ppf(rate) + 1)
+
+
 def test_a_step_by_a_configuration(recipe, tmp_path):
     folder = tmp_path / "out"
     code, told, _ = go(recipe, "privacy.epsilon=8", folder=folder, repetitions=600)
@@ -94,6 +109,7 @@ def test_a_step_by_a_configuration(recipe, tmp_path):
     assert attack["members"] == attack["others"] == 600
     assert [row["rate"] for row in attack["hit_rates"]] == [0.001, 0.01]
     assert not any(row["contradicts"] for row in attack["hit_rates"])
+    limits_are(attack, hits_of_a_gaussian)
     for words in ("at least", "the plan says", "of it explained", "which was not tested", "at 0.1", "ROC curve"):
         assert words in told
 
@@ -104,6 +120,7 @@ def test_a_step_with_its_coins(recipe, tmp_path):
     assert code == 0
     assert "not tested" not in told
     assert record(folder)["details"]["in_every_step"] is False
+    limits_are(record(folder)["attack"], lambda rate: hits_of_a_gaussian(rate, sample_rate=0.25))
 
 
 def test_an_audit_that_is_over_stays_over(recipe, tmp_path):
@@ -238,10 +255,7 @@ def test_shadow_models_of_a_run(run, recipe):
     assert trainings_for_audits(run, plan_at(8.0)) == 5
     for path in (run / "audits").rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
-    allowed = profile_of(plan_at(8.0)).hit_rate
-    assert audit["attack"]["limit"] == [[rate, allowed(rate)] for rate, _ in audit["attack"]["limit"]]
-    for row in audit["attack"]["hit_rates"]:
-        assert row["allowed"] == allowed(row["false_alarms_high"])
+    limits_are(audit["attack"], profile_of(plan_at(8.0)).hit_rate)
     assert read_ledger(run / "ledger.jsonl").steps == 4
 
 

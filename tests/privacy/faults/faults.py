@@ -28,12 +28,12 @@ FAULTS = (
     Fault(
         "noise scaled by the number of images",
         "the noise shrinks as the data grows, and tells its size",
-        mechanism.noise_over_the_images, "noise", "has not the plan's variance",
+        mechanism.noise_over_the_images, "noise", "of many units has not the plan's variance",
     ),
     Fault(
         "mean over the units that were sampled",
         "the normaliser, and with it the noise, depends on who was sampled",
-        mechanism.mean_over_the_sampled, "noise", "has not the plan's variance",
+        mechanism.mean_over_the_sampled, "noise", "of many units has not the plan's variance",
     ),
     Fault(
         "noise on rank 0 only, scaled for two ranks",

@@ -191,8 +191,8 @@ def noise(seed: int, folder: Path) -> None:
     one = lab.make_data([(0, [lab.blank()])])
     many = _quiet(12)
     runs: dict[str, Trace] = {
-        "of one unit": lab.train(one, lab.make_plan(8), _key(seed, 20), folder),
         "of many units": lab.train(many, lab.make_plan(16, 0.25), _key(seed, 21), folder),
+        "of one unit": lab.train(one, lab.make_plan(8), _key(seed, 20), folder),
         "of empty steps": lab.train(many, lab.make_plan(8, 1e-9), _key(seed, 22), folder),
         "on two ranks": lab.train_on_two_ranks(many, lab.make_plan(8), _key(seed, 23), folder),
     }

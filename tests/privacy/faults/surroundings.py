@@ -54,8 +54,8 @@ def rate_of_the_data(p: Planting) -> None:
     known = p.remember()
 
     def poisson_sample(real: Any, n_units: int, rate: float, coins: Any) -> Tensor:
-        p.reach()
-        return real(n_units, min(1.0, known["plan"].expected_batch_size / n_units), coins)
+        p.reach()  # the rate is kept up with the size of the data, where the plan takes a public size
+        return real(n_units, min(1.0, rate * known["plan"].public_units / n_units), coins)
 
     p.replace(loop, "poisson_sample", poisson_sample)
 
