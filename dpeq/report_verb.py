@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -57,42 +58,27 @@ def report_runs(
         raise ConfigError("A PDF needs weasyprint, which is not installed; install it: pip install 'dpeq[pdf]'.")
     if data_root is not None and images is None:
         raise ConfigError("--data-root says where images are; give --images as well, or leave it out.")
+    of_one = {
+        "companion": companion,
+        "images": images,
+        "images_per_patient": images_per_patient,
+        "attacks_on_units": attacks_on_units,
+    }
     if len(runs) == 1 and not _inside(runs[0]):
-        _one(out, runs[0], companion, folder or runs[0], pdf, images, images_per_patient, data_root, attacks_on_units)
+        _one(out, runs[0], folder or runs[0], pdf, {**of_one, "data_root": data_root})
         return
-    for name, given in (
-        ("--companion", companion),
-        ("--images", images),
-        ("--images-per-patient", images_per_patient),
-        ("--attacks-on-units", attacks_on_units or None),
-    ):
-        if given is not None:
-            raise ConfigError(f"{name} belongs to the report of one run; name one, or leave it out.")
+    for name, given in of_one.items():
+        if given is not None and given is not False:  # 0 images is something given
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} belongs to the report of one run; name one, or leave it out.")
     _several(out, runs, folder, pdf)
 
 
-def _one(
-    out: Console,
-    run: Path,
-    companion: Path | None,
-    folder: Path,
-    pdf: bool,
-    images: int | None,
-    images_per_patient: int | None,
-    data_root: Path | None,
-    attacks_on_units: bool,
-) -> None:
+def _one(out: Console, run: Path, folder: Path, pdf: bool, options: Mapping[str, Any]) -> None:
     with accounting.session("pld"):
         from dpeq.reporting.model import build_report
 
-        report = build_report(
-            run,
-            companion=companion,
-            images=images,
-            images_per_patient=images_per_patient,
-            data_root=data_root,
-            attacks_on_units=attacks_on_units,
-        )
+        report = build_report(run, **options)
         from dpeq.reporting.html import write_report
     old = (folder / "report.pdf").exists()
     html, _ = write_report(report, folder)
