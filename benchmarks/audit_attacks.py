@@ -63,7 +63,7 @@ def audited(recipe: str, words: Sequence[str], data_root: Path | None) -> dict[s
     return {
         "command": " ".join(["dpeq audit", recipe, *words]),
         **{key: record[key] for key in ("method", "delta", "epsilon_lower", "details")},  # with the counts behind it
-        "attack": {key: value for key, value in attack.items() if key != "roc"},
+        "attack": {key: value for key, value in attack.items() if key not in ("roc", "limit")},  # the curves
         "seconds": round(seconds, 1),
         "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
     }
