@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -86,3 +87,18 @@ def changed(audit: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 def _written(result: AuditResult, of: Literal["step", "training"], scores: Any, members: Any, profile: Any) -> str:
     return json.dumps(Outcome([result], attack_quality(scores, members, profile=profile), profile, of).to_dict())
+
+
+def titles(report: Mapping[str, Any]) -> list[str]:
+    """Of what a report says needs attention."""
+    return [entry["title"] for entry in report["assumptions"] if entry["kind"] == "attention"]
+
+
+def part(audits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a report has about audits."""
+    trainings = sum(audit["details"].get("trainings", 0) for audit in audits)
+    return {"audits": audits, "audit_trainings": trainings, "unfinished_audits": []}
+
+
+def named(audits: Sequence[Mapping[str, Any]], name: str) -> Any:
+    return next(audit for audit in audits if audit["name"] == name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "Method", "resolve"]
 
 Method = Literal["step", "one-run", "black-box", "shadow"]
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,8 @@ def resolve(
     from dpeq.planning import plan_of
     from dpeq.privacy.ledger import read_ledger
     from dpeq.privacy.plan import PrivacyPlan
+    from dpeq.reporting.audit import FOLDER
+    from dpeq.reporting.audit_form import is_name
     from dpeq.training.evidence import check_start
     from dpeq.training.start import MACHINE_KEYS
 
@@ -89,9 +88,9 @@ def resolve(
             raise DataError(f"{run / 'plan.json'} is not the plan of the run's ledger; restore it from a backup.")
         start = check_start(run, ledger)  # config.yaml is the run's, or another training would be attacked
         config = load_config(run / "config.yaml", overrides, data_root=data_root)
-        audits = run / "audits"
+        audits = run / FOLDER
         folder = folder or audits / method
-        if folder.resolve().parent != audits.resolve() or not _NAME.fullmatch(folder.name):
+        if folder.resolve().parent != audits.resolve() or not is_name(folder.name):
             raise ConfigError(
                 f"Audits of a run lie beside each other in {audits}; give --out {audits / method}-2, say."
             )

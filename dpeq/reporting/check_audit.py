@@ -6,17 +6,16 @@ run is asked.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from dpeq.privacy.accounting import upper_bound
-from dpeq.privacy.audit.curves import GaussianCurves, own_curves
+from dpeq.privacy.audit.curves import own_curves
 from dpeq.privacy.audit.f_dp import strength_lower as guessed_strength
 from dpeq.privacy.audit.many_runs import limits
 from dpeq.privacy.audit.many_runs import strength_lower as told_strength
 from dpeq.privacy.audit.one_run import epsilon_lower
-from dpeq.privacy.audit.steps import best_threshold
+from dpeq.privacy.audit.steps import best_threshold, bound_on_training
 from dpeq.privacy.plan import PrivacyPlan
 from dpeq.reporting.audit_form import HIDDEN, is_hidden, is_name, odd_attack, odd_claim, odd_detail, shows_units
 from dpeq.reporting.check_attack import check_attack, same, step_of
@@ -172,10 +171,6 @@ def _check_step(audit: Mapping[str, Any], plan: PrivacyPlan, place: str) -> None
     same(f"{place}/details/one_step_theoretical", details["one_step_theoretical"], truth, _LIMIT)
     if details["one_step_contradicts"] is not (details["one_step_epsilon_lower"] > details["one_step_theoretical"]):
         raise Disagreement(f"{place}/details/one_step_contradicts is {details['one_step_contradicts']}, and not so")
-    if plan.sample_rate == 1.0:
-        mu = strength * math.sqrt(plan.steps)
-        epsilon, mu_lower = GaussianCurves(plan.delta).epsilon(mu), mu
-    else:
-        epsilon, mu_lower = own_curves(plan).epsilon(strength), None
+    epsilon, mu = bound_on_training(plan, strength)
     same(f"{place}/epsilon_lower", audit["epsilon_lower"], epsilon, _BOUND)
-    same(f"{place}/details/mu_lower", details.get("mu_lower"), mu_lower, _BOUND)
+    same(f"{place}/details/mu_lower", details.get("mu_lower"), mu, _BOUND)

@@ -173,7 +173,10 @@ def _left_out(rows: Sequence[Mapping[str, Any]], places: Sequence[Path]) -> list
     seen: set[Path] = set()  # a link beside the folder that it leads to is one run
     for place in places:
         for folder in sorted(ledger.parent for ledger in place.glob("*/ledger.jsonl")):
-            if folder.name in named or folder.resolve() in seen:
+            if folder.name in named:  # the run itself; another of its name one folder above is not
+                named.remove(folder.name)
+                continue
+            if folder.resolve() in seen:
                 continue
             seen.add(folder.resolve())
             try:

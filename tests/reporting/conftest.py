@@ -189,6 +189,30 @@ def private_run(make_run: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def plan(private_run: Path) -> PrivacyPlan:
+    return PrivacyPlan.read(private_run / "plan.json")
+
+
+@pytest.fixture
+def audit(plan: PrivacyPlan) -> dict[str, Any]:
+    """The record of a step of ``private_run`` that was audited."""
+    record: dict[str, Any] = json.loads(step_audit(plan))
+    return record
+
+
+@pytest.fixture
+def audits(plan: PrivacyPlan) -> list[dict[str, Any]]:
+    """Entries of a report for audits of ``private_run`` by every kind of attack that a report tells apart."""
+    written = {
+        "one-run": training_audit(plan, 1.5),
+        "shadow": training_audit(plan, 0.5, judged=60, kind="member", shadows=8),
+        "step": step_audit(plan),
+        "step-coins": step_audit(plan, certain=False),
+    }
+    return [{"name": name, **json.loads(text)} for name, text in sorted(written.items())]
+
+
+@pytest.fixture(scope="session")
 def image_run(make_run: Callable[..., Path]) -> Path:
     return make_run(plan=PLAN | {"unit": "image"})
 

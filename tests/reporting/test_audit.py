@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from finished_runs import cell_config, lay_down, plan_at
-from made_audits import begin_audit, changed, put_audit, put_ledger, step_audit, training_audit
+from made_audits import begin_audit, changed, put_audit, put_ledger, step_audit, titles, training_audit
 
 from dpeq.errors import DataError
 from dpeq.privacy.accounting import upper_bound
@@ -24,20 +24,6 @@ from dpeq.reporting.audit import (
 from dpeq.reporting.audit_form import odd_detail
 from dpeq.reporting.model import build_report
 from dpeq.training.start import Start
-
-
-def titles(report):
-    return [entry["title"] for entry in report["assumptions"] if entry["kind"] == "attention"]
-
-
-@pytest.fixture(scope="module")
-def plan(private_run):
-    return PrivacyPlan.read(private_run / "plan.json")
-
-
-@pytest.fixture(scope="module")
-def audit(plan):
-    return json.loads(step_audit(plan))
 
 
 def test_folders_that_are_no_audits_names_and_files_of_older_versions_are_refused(make_run, plan):

@@ -7,33 +7,16 @@ import json
 import re
 
 import pytest
-from made_audits import changed, put_audit, put_ledger, step_audit, training_audit
+from made_audits import changed, put_audit, put_ledger, step_audit, titles, training_audit
 
 from dpeq.export.statement import privacy_statement
-from dpeq.privacy.plan import PrivacyPlan
-from dpeq.reporting.audit import (
-    read_audits,
-)
+from dpeq.reporting.audit import read_audits
 from dpeq.reporting.audit_view import audit_view
 from dpeq.reporting.check import Disagreement, check_contents
 from dpeq.reporting.html import render_html
 from dpeq.reporting.model import build_report
 from dpeq.reporting.numbers import percent_up
 from dpeq.reporting.rundir import ledger_facts
-
-
-def titles(report):
-    return [entry["title"] for entry in report["assumptions"] if entry["kind"] == "attention"]
-
-
-@pytest.fixture(scope="module")
-def plan(private_run):
-    return PrivacyPlan.read(private_run / "plan.json")
-
-
-@pytest.fixture(scope="module")
-def audit(plan):
-    return json.loads(step_audit(plan))
 
 
 def test_all_audits_of_a_run_are_in_its_report_by_name(make_run, plan):

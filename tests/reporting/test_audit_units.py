@@ -8,32 +8,15 @@ import json
 import re
 
 import pytest
-from made_audits import put_audit, step_audit, training_audit
+from made_audits import put_audit, step_audit, titles, training_audit
 
 from dpeq.privacy.plan import PrivacyPlan
-from dpeq.reporting.audit import (
-    refutation,
-)
+from dpeq.reporting.audit import refutation
 from dpeq.reporting.check import Disagreement, check_contents
 from dpeq.reporting.check_run import check_run
 from dpeq.reporting.html import render_html
 from dpeq.reporting.model import build_report
 from dpeq.reporting.numbers import round_down
-
-
-def titles(report):
-    return [entry["title"] for entry in report["assumptions"] if entry["kind"] == "attention"]
-
-
-@pytest.fixture(scope="module")
-def plan(private_run):
-    return PrivacyPlan.read(private_run / "plan.json")
-
-
-@pytest.fixture(scope="module")
-def audit(plan):
-    return json.loads(step_audit(plan))
-
 
 FIGURES = "Figures of an attack on the training data themselves"
 

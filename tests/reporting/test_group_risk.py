@@ -13,11 +13,6 @@ from dpeq.reporting.model import build_report
 from dpeq.reporting.risks import group_risk, risk_from_dict
 
 
-@pytest.fixture(scope="module")
-def plan(private_run):
-    return PrivacyPlan.read(private_run / "plan.json")
-
-
 def test_a_risk_comes_back_from_a_report_bit_for_bit(private_run):
     plan = PrivacyPlan.read(private_run / "plan.json")
     unbounded = assess_epsilon(1000.0, 1e-5, "image", note="Nothing better was to be had.")

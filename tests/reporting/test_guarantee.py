@@ -13,11 +13,6 @@ from dpeq.reporting.guarantee import readers, sampling, spent, statement
 
 
 @pytest.fixture(scope="module")
-def plan(private_run):
-    return PrivacyPlan.read(private_run / "plan.json")
-
-
-@pytest.fixture(scope="module")
 def open_plan(open_run):
     return PrivacyPlan.read(open_run / "plan.json")
 

@@ -69,6 +69,13 @@ def test_a_private_run_that_cannot_be_read_is_told_as_left_out(tmp_path, runs, s
     assert f"leaves out {room / 'broken'}:" in check_summary(written(tmp_path, summary), runs=room)[-1]
 
 
+def test_another_run_of_the_same_name_one_folder_above_is_told_as_left_out(tmp_path, runs, summary):
+    shutil.copytree(runs[0].parent, tmp_path / "runs" / "inner")
+    other = lay_down(tmp_path / "runs", cell_config(tmp_path, "x-0", 8.0), finished=False, steps=2)
+    told = check_summary(written(tmp_path / "runs" / "inner", summary))[-1]
+    assert f"leaves out {other}: what they spent adds" in told
+
+
 def test_one_run_that_is_not_at_hand_turns_off_no_check_of_the_others(tmp_path, runs, summary):
     room = tmp_path / "runs"
     shutil.copytree(runs[0].parent, room)

@@ -14,7 +14,7 @@ import numpy as np
 from dpeq.errors import ConfigError
 from dpeq.privacy import accounting
 from dpeq.privacy.audit.counts import Array, rate_high
-from dpeq.privacy.audit.curves import GaussianCurves, SubsampledGaussianCurves, own_curves
+from dpeq.privacy.audit.curves import own_curves
 from dpeq.privacy.audit.many_runs import audit_many_runs
 from dpeq.privacy.audit.result import AuditResult
 from dpeq.privacy.plan import PrivacyPlan
@@ -24,6 +24,7 @@ __all__ = [
     "StepAudit",
     "audit_step",
     "best_threshold",
+    "bound_on_training",
     "in_every_step",
     "many_steps_of",
     "one_step_of",
@@ -87,12 +88,7 @@ def audit_step(
     )
     strength = step.details["strength"]
     method, assumes = said_of_step(plan, len(with_canary) + len(without), certain)
-    if plan.sample_rate == 1.0:
-        gaussian = GaussianCurves(plan.delta)
-        strength_of_all = strength * math.sqrt(plan.steps)
-        epsilon, mu = gaussian.epsilon(strength_of_all), strength_of_all
-    else:
-        epsilon, mu = SubsampledGaussianCurves(plan.delta, plan.sample_rate, plan.steps).epsilon(strength), None
+    epsilon, mu = bound_on_training(plan, strength)
     training = AuditResult(
         method=method,
         epsilon_lower=epsilon,
@@ -114,6 +110,14 @@ def audit_step(
         },
     )
     return StepAudit(replace(step, method=f"{STEP}, {step.method}"), training)
+
+
+def bound_on_training(plan: PrivacyPlan, strength: float) -> tuple[float, float | None]:
+    """Epsilon and mu, at least, of a training every step of which has the ``strength`` that was found for one."""
+    curves = own_curves(plan)
+    # The subsampled family counts the steps itself; Gaussian mechanisms compose to one of the root of their number.
+    of_all = strength * math.sqrt(plan.steps) if plan.sample_rate == 1.0 else strength
+    return curves.epsilon(of_all), curves.mu(of_all)
 
 
 def best_threshold(plan: PrivacyPlan, repetitions: int, confidence: float) -> float:
