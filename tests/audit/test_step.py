@@ -39,6 +39,7 @@ def test_a_step_is_explained_and_not_contradicted():
     assert found.training.details["noise_multiplier_at_most"] >= 0.7
     expected = gaussian_epsilon(found.step.mu_lower * 3**0.5, DELTA)
     assert found.training.epsilon_lower == pytest.approx(expected, rel=1e-6)
+    assert found.training.mu_lower == pytest.approx(found.step.mu_lower * 3**0.5)
 
 
 @pytest.mark.parametrize("clipping", ["fixed", "automatic"])
